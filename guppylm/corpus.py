@@ -1,0 +1,136 @@
+"""What a model is trained on: conversations as token ids, and others kept apart to measure on."""
+
+import json
+import math
+import random
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from guppylm import datagen, tokenizer
+from guppylm.checkpoint import write_text
+from guppylm.tokenizer import Tokenizer
+
+
+class Row(NamedTuple):
+    """One conversation as token ids. The first `prompt` of them are the message, the rest the reply."""
+
+    ids: list[int]
+    prompt: int
+
+    @property
+    def reply_tokens(self) -> int:
+        """Tokens of the reply, its <|im_end|> included."""
+        return len(self.ids) - self.prompt
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What is trained on, and what is kept apart to measure on."""
+
+    tok: Tokenizer
+    train: list[Row]  # of the first pass
+    evaluation: list[Row]
+    message: str  # one of the evaluation rows', to be answered again and again as training goes on
+    floor: float | None = None  # nats a reply that no model can get under on the evaluation rows, where it is known
+    draw: Callable[[int], list[Row]] | None = None  # as many rows for a later pass; None: the same ones again
+
+    def rows(self, number: int) -> list[Row]:
+        """The training rows of a pass, the first of which has the number 0."""
+        return self.train if number == 0 or self.draw is None else self.draw(number)
+
+
+def prepare(
+    persona: datagen.Persona, n: int = 60_000, n_eval: int = 1_000, seed: int = 0, context_length: int = 128
+) -> Corpus:
+    """n conversations of a persona to train on, n_eval others to measure on, and a tokenizer trained on the former.
+
+    Every later pass draws new conversations: a model can't learn by heart what it meets but once.
+    PersonaError where a conversation is longer than context_length tokens.
+    """
+    made = list(datagen.conversations(persona, n + n_eval, seed))
+    train, held = datagen.split([c.row() for c in made], n_eval)
+    origin = {(c.message, c.reply): c for c in made}
+    kept_apart = {(row["input"], row["output"]) for row in held}
+    said = [origin[pair] for pair in kept_apart]
+    floor = -sum(datagen.reply_log_prob(c.exchange, c.shared, c.reply) for c in said) / len(said)
+    tok = tokenizer.train(tokenizer.conversation_texts(train))
+
+    def fitting(c: datagen.Conversation) -> Row:
+        row = Row(*tok.encode_conversation(c.message, c.reply))
+        if len(row.ids) > context_length:
+            entries = f"{persona.file}: {c.exchange.place}: {', '.join(c.entries)}"
+            too_long = f"make a conversation of {len(row.ids)} tokens, and {context_length} fit"
+            longer = "line" if 2 * row.prompt > len(row.ids) else "reply"
+            raise datagen.PersonaError(f"{entries}: {too_long}: shorten the {longer}")
+        return row
+
+    def draw(number: int) -> list[Row]:
+        return [fitting(c) for c in draw_again(persona, seed, number, len(train), kept_apart)]
+
+    first, apart = ([fitting(origin[row["input"], row["output"]]) for row in rows] for rows in (train, held))
+    return Corpus(tok, first, apart, held[0]["input"], floor, draw)
+
+
+def draw_again(
+    persona: datagen.Persona, seed: int, number: int, n: int, kept_apart: set[tuple[str, str]]
+) -> Iterator[datagen.Conversation]:
+    """The n conversations of a later pass: new ones, and none of those that are kept apart to measure on."""
+    rng = random.Random(f"{seed}/{number}")
+    while n:
+        c = datagen.converse(persona, rng)
+        if (c.message, c.reply) not in kept_apart:
+            n -= 1
+            yield c
+
+
+def training_replies(persona: datagen.Persona, training: dict) -> set[str]:
+    """Every reply that a run met, from what its config.json says: rows, eval_rows, seed, steps, batch_size."""
+    rows = datagen.generate(persona, training["rows"] + training["eval_rows"], training["seed"])
+    train, held = datagen.split(rows, training["eval_rows"])
+    kept_apart = {(row["input"], row["output"]) for row in held}
+    replies = {row["output"] for row in train}
+    passes = math.ceil(training["steps"] / max(1, len(train) // training["batch_size"]))
+    for number in range(1, passes):
+        again = draw_again(persona, training["seed"], number, len(train), kept_apart)
+        replies |= {c.reply for c in again}
+    return replies
+
+
+def read(folder: Path, context_length: int = 128) -> Corpus:
+    """folder/train.jsonl and folder/eval.jsonl as a corpus. ValueError names the file and line of a mistake."""
+    train, held = read_rows(folder / "train.jsonl"), read_rows(folder / "eval.jsonl")
+    tok = tokenizer.train(tokenizer.conversation_texts(train))
+    corpus = Corpus(tok, encode(train, tok), encode(held, tok), held[0]["input"])
+    for name, rows in (("train", corpus.train), ("eval", corpus.evaluation)):
+        for i, row in enumerate(rows):
+            if len(row.ids) > context_length:
+                place = f"{folder / name}.jsonl: row {i + 1}"
+                raise ValueError(f"{place}: has {len(row.ids)} tokens, and {context_length} fit")
+    return corpus
+
+
+def read_rows(file: Path) -> list[dict[str, str]]:
+    """JSON lines with "input" and "output". ValueError names the line that is not so."""
+    rows = []
+    for i, line in enumerate(file.read_text(encoding="utf-8").rstrip("\n").split("\n")):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{file}: line {i + 1} is not JSON: {error}") from error
+        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("input", "output")):
+            raise ValueError(f'{file}: line {i + 1} is not {{"input": "...", "output": "..."}}')
+        rows.append(row)
+    return rows
+
+
+def write_rows(folder: Path, train: list[dict[str, str]], held: list[dict[str, str]]) -> None:
+    """Write folder/train.jsonl and folder/eval.jsonl, which `read` reads."""
+    for name, rows in (("train", train), ("eval", held)):
+        write_text(folder / f"{name}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def encode(rows: Iterable[dict[str, str]], tok: Tokenizer) -> list[Row]:
+    """Rows as token ids, once, before training starts."""
+    return [Row(*tok.encode_conversation(row["input"], row["output"])) for row in rows]

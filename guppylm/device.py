@@ -1,0 +1,46 @@
+"""Which chip to compute on, and in which precision."""
+
+import time
+from contextlib import AbstractContextManager
+
+import torch
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device of that name, or with "auto" the best there is. ValueError where it is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device {name!r} can't be used here; try auto, cpu, cuda or mps") from error
+    return torch.device(name)
+
+
+def pick_precision(device: torch.device) -> torch.dtype:
+    """bfloat16 where the chip really computes with it, float16 on older CUDA chips, else float32.
+
+    A T4 (compute capability 7.5) has no bfloat16 units; `torch.cuda.is_bf16_supported()` says yes all the same,
+    because it counts emulation, which is slow. Metal trains in float32: half precision has been silently wrong there.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    if device.type == "cpu" and cpu_seconds(torch.bfloat16) < 0.8 * cpu_seconds(torch.float32):
+        return torch.bfloat16
+    return torch.float32
+
+
+def cpu_seconds(dtype: torch.dtype) -> float:
+    """The time of one matrix product of the size that training does, on the CPU: the best of five."""
+    a, b = torch.ones(1024, 384, dtype=dtype), torch.ones(384, 1536, dtype=dtype)
+    times = []
+    for _ in range(6):  # the first one warms up, and is not the best
+        start = time.perf_counter()
+        a @ b
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def mixed_precision(device: torch.device, precision: torch.dtype) -> AbstractContextManager:
+    """Matrix products in `precision`; the weights, and sums that need the digits, stay in float32."""
+    return torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32)

@@ -1,0 +1,217 @@
+"""Training: batches, the learning-rate schedule, one step, evaluation, and the loop that puts them together.
+
+Shapes: B rows of a batch, T time (position), C channels, V vocabulary, N the positions of a batch that bear loss.
+"""
+
+import math
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from guppylm.corpus import Corpus, Row
+from guppylm.device import mixed_precision
+from guppylm.model import GuppyLM
+from guppylm.muon import Muon
+from guppylm.tokenizer import PAD
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train. The defaults made the shipped fish."""
+
+    steps: int = 1750  # optimizer steps, 224,000 conversations
+    batch_size: int = 128  # rows of a step: enough that Muon's own matrix products are a small part of it
+    micro_batch: int = 32  # rows computed at once; the gradients of several add up to the batch's (accumulation)
+    learning_rate: float = 4.5e-3  # at its highest, after the warm-up
+    embedding_rate: float = 2.0  # times that for the embeddings: most tokens are rare and must learn when they occur
+    warmup_steps: int = 50  # small steps first: AdamW has yet to learn how large the gradients are
+    weight_decay: float = 0.1  # pulls matrices towards zero; biases and norms are left alone
+    beta2: float = 0.95  # how long AdamW remembers squared gradients: about 1 / (1 - beta2) = 20 steps
+    grad_clip: float = 1.0  # longest gradient: one odd batch must not throw the model off
+    eval_every: int = 125  # steps
+    seed: int = 0  # of the order of the rows
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "micro_batch", "eval_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+
+class Batch(NamedTuple):
+    """Rows side by side, padded to the longest. At each position the model is to predict the target."""
+
+    inputs: torch.Tensor  # (B, T) token ids, PAD after the end of a row
+    targets: torch.Tensor  # (B, T) the ids one position later
+    counts: torch.Tensor  # (B, T) True where the target belongs to the reply; only there is a loss
+
+
+def make_batch(rows: list[Row], device: torch.device) -> Batch:
+    """Pad rows to a Batch.
+
+    The loss covers the reply and its <|im_end|>. To predict the message too costs as much again at the output head,
+    and in a trial (400 steps) the replies were learned no faster for it.
+    """
+    B, T = len(rows), max(len(row.ids) for row in rows) - 1
+    ids, counts = torch.full((B, T + 1), PAD), torch.zeros(B, T, dtype=torch.bool)
+    for b, row in enumerate(rows):
+        ids[b, : len(row.ids)] = torch.tensor(row.ids)
+        counts[b, row.prompt - 1 : len(row.ids) - 1] = True  # position prompt - 1 predicts the reply's first token
+    return Batch(ids[:, :-1].to(device), ids[:, 1:].to(device), counts.to(device))
+
+
+def batches(corpus: Corpus, config: TrainConfig, start: int = 0) -> Iterator[list[Row]]:
+    """The rows of each step from `start` on: pass after pass, each with its own rows in an order of its own.
+
+    Both depend on nothing but seed and pass, so a run that is resumed meets the rows it would have met.
+    """
+    per_pass = max(1, len(corpus.train) // config.batch_size)
+    order: list[Row] = []
+    for step in range(start, config.steps):
+        if step == start or step % per_pass == 0:
+            order = list(corpus.rows(step // per_pass))
+            random.Random(f"{config.seed}/{step // per_pass}").shuffle(order)
+        at = step % per_pass * config.batch_size
+        yield order[at : at + config.batch_size]
+
+
+def micro_batches(rows: list[Row], config: TrainConfig, device: torch.device) -> Iterator[Batch]:
+    """The rows of a step in smaller batches of like length, so that little is padding.
+
+    Length goes with topic, and steps on rows of one kind learn badly; here the step itself stays a fair sample.
+    """
+    rows = sorted(rows, key=lambda row: len(row.ids))
+    for i in range(0, len(rows), config.micro_batch):
+        yield make_batch(rows[i : i + config.micro_batch], device)
+
+
+@dataclass
+class State:
+    """All that changes while training."""
+
+    model: GuppyLM
+    optimizers: list[torch.optim.Optimizer]
+    scaler: torch.amp.GradScaler
+    precision: torch.dtype
+    step: int = 0
+    history: list[dict] = field(default_factory=list)  # one row an evaluation
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.tok_emb.weight.device
+
+
+def start(model: GuppyLM, config: TrainConfig, precision: torch.dtype) -> State:
+    """A model about to be trained, with its optimizers: Muon for the blocks' matrices, AdamW for all the rest."""
+    matrices = [p for p in model.blocks.parameters() if p.dim() == 2]
+    embeddings = [model.tok_emb.weight, model.pos_emb.weight]
+    vectors = [p for p in model.parameters() if p.dim() == 1]  # biases and norms: pulling them to 0 gains nothing
+    groups = [
+        {"params": embeddings, "weight_decay": config.weight_decay, "rate": config.embedding_rate},
+        {"params": vectors, "weight_decay": 0.0, "rate": 1.0},
+    ]
+    dtype = torch.bfloat16 if precision == torch.bfloat16 else torch.float32
+    lr, inside = config.learning_rate, [{"params": matrices, "rate": 1.0}]
+    optimizers = [
+        torch.optim.AdamW(groups, lr=lr, betas=(0.9, config.beta2), fused=True),
+        Muon(inside, lr=lr, weight_decay=config.weight_decay, dtype=dtype),
+    ]
+    # Gradients below 6e-8 are zero in float16. The scaler multiplies the loss by a large number, so that they
+    # survive, and divides it out again before the step. bfloat16 has float32's range and needs none.
+    scaler = torch.amp.GradScaler(enabled=precision == torch.float16)
+    return State(model, optimizers, scaler, precision)
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Linear warm-up, then half a cosine wave down to nearly 0."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)  # from 0 to 1
+    return config.learning_rate * (1 + math.cos(math.pi * done)) / 2
+
+
+def nats(model: GuppyLM, batch: Batch, precision: torch.dtype) -> torch.Tensor:
+    """The sum of -ln of the probabilities that the model gives to the targets that count."""
+    with mixed_precision(batch.inputs.device, precision):
+        hidden = model.hidden(batch.inputs)  # (B, T, C)
+        logits = model.lm_head(hidden[batch.counts])  # (N, C) @ (C, V) -> (N, V): none where there is no loss
+    return F.cross_entropy(logits.float(), batch.targets[batch.counts], reduction="sum")
+
+
+def backward(state: State, rows: list[Row], config: TrainConfig) -> float:
+    """Gradients of the mean loss over the rows, added up over micro-batches; returns nats a reply token."""
+    tokens = sum(row.reply_tokens for row in rows)  # one mean over all of them, however they are divided
+    total = 0.0
+    for batch in micro_batches(rows, config, state.device):
+        loss = nats(state.model, batch, state.precision) / tokens
+        state.scaler.scale(loss).backward()
+        total += loss.item()
+    return total
+
+
+def update(state: State, config: TrainConfig) -> float:
+    """One step of the optimizer along the gradients; returns the length they had before clipping."""
+    for optimizer in state.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(state.step, config) * group["rate"]
+        state.scaler.unscale_(optimizer)
+    length = torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.grad_clip)
+    for optimizer in state.optimizers:
+        state.scaler.step(optimizer)
+    state.scaler.update()
+    state.model.zero_grad(set_to_none=True)
+    state.step += 1
+    return float(length)
+
+
+@torch.no_grad()
+def evaluate(state: State, rows: list[Row], config: TrainConfig) -> float:
+    """Nats over all reply tokens of the rows, each reply's <|im_end|> included."""
+    state.model.eval()
+    batches = micro_batches(rows, config, state.device)
+    total = sum(nats(state.model, batch, state.precision).item() for batch in batches)
+    state.model.train()
+    return total
+
+
+class Progress(NamedTuple):
+    """What `train` yields after each step."""
+
+    step: int  # steps done
+    loss: float  # nats a reply token on the rows of this step
+    learning_rate: float
+    grad_norm: float
+    seconds: float  # since training started or resumed
+    steps_run: int  # in these seconds
+    tokens_run: int  # read in these seconds, padding not counted
+    evaluation: dict | None  # every `eval_every` steps and at the end: the new row of the history
+
+
+def train(state: State, corpus: Corpus, config: TrainConfig) -> Iterator[Progress]:
+    """The training loop: from state.step on, yields a Progress after every step."""
+    state.model.train()
+    began, tokens_run, recent = time.perf_counter(), 0, []
+    for steps_run, rows in enumerate(batches(corpus, config, state.step), start=1):
+        lr = learning_rate(state.step, config)
+        loss = backward(state, rows, config)
+        grad_norm = update(state, config)
+        recent.append(loss)
+        evaluation = None
+        if state.step % config.eval_every == 0 or state.step == config.steps:
+            total = evaluate(state, corpus.evaluation, config)
+            replies, tokens = len(corpus.evaluation), sum(row.reply_tokens for row in corpus.evaluation)
+            evaluation = {
+                "step": state.step,
+                "train_loss": sum(recent) / len(recent),  # nats a token, mean since the evaluation before
+                "eval_loss": total / tokens,  # nats a token
+                "nats_per_reply": total / replies,
+                "floor": None if corpus.floor is None else corpus.floor * replies / tokens,  # nats a token
+            }
+            state.history.append(evaluation)
+            recent = []
+        tokens_run += sum(len(row.ids) for row in rows)
+        yield Progress(state.step, loss, lr, grad_norm, time.perf_counter() - began, steps_run, tokens_run, evaluation)
