@@ -1,0 +1,335 @@
+"""The command line: `python -m guppylm data | train | chat | evaluate | export | web`. One function a sub-command.
+
+What a sub-command needs is imported inside it, so that `chat` starts fast and needs torch and tokenizers alone.
+"""
+
+import argparse
+import json
+import math
+import shlex
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with mistakes in one line."""
+
+    def error(self, message: str):
+        self.exit(2, f"guppylm: {message} (see: {self.prog} --help)\n")
+
+
+def data(args: argparse.Namespace) -> None:
+    """Write train.jsonl and eval.jsonl, and print what is in them."""
+    from guppylm import corpus
+
+    persona, train, held = rows_of(args)
+    corpus.write_rows(args.out, train, held)
+    pairs = {(row["input"], row["output"]) for row in train}
+    messages, replies = {message for message, _ in pairs}, {reply for _, reply in pairs}
+    print(f"{args.out / 'train.jsonl'}: {len(train):,} rows of {persona.name} on {len(persona.topics)} topics:")
+    print(f"  {len(messages):,} different messages, {len(replies):,} different replies, {len(pairs):,} different pairs")
+    print(f"{args.out / 'eval.jsonl'}: {len(held):,} rows, no pair of them in train.jsonl")
+
+
+def rows_of(args: argparse.Namespace):
+    """The persona that the options name, rows to train on and rows to evaluate with."""
+    from guppylm import datagen
+
+    persona = datagen.load_persona(args.persona)
+    made = datagen.generate(persona, args.rows + args.eval_rows, args.seed)
+    return persona, *datagen.split(made, args.eval_rows)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train a model and keep it in a folder, with its history and all that resuming needs."""
+    import torch
+
+    from guppylm import chat, corpus, datagen, runs
+    from guppylm import train as training
+    from guppylm.device import pick_device, pick_precision
+    from guppylm.model import GuppyLM, ModelConfig
+
+    chosen = {name: value for name, value in vars(args).items() if name in training.TrainConfig.__annotations__}
+    config = training.TrainConfig(**{name: value for name, value in chosen.items() if value is not None})
+    device = pick_device(args.device)
+    precision = pick_precision(device)
+    if args.data:
+        rows, persona = corpus.read(args.data), {"name": args.data.resolve().name, "summary": ""}
+    else:
+        source = datagen.load_persona(args.persona)
+        rows, persona = corpus.prepare(source, args.rows, args.eval_rows, config.seed), datagen.about(source)
+    out = args.out or Path("checkpoints") / persona["name"]
+    torch.manual_seed(config.seed)
+    model = GuppyLM(ModelConfig(vocab_size=rows.tok.vocab_size)).to(device)
+    state = training.start(model, config, precision)
+    if args.resume:
+        runs.resume(out, state, rows, config)
+    elif (out / "state.pt").exists() or (out / "model.pt").exists():
+        raise ValueError(f"{out}: there is a model already: add --resume to go on, or choose another --out")
+    bot = chat.Bot(model, rows.tok, persona["name"])
+    print(f"{model.n_parameters():,} parameters, {len(rows.train):,} rows, on {device} in {str(precision)[6:]}")
+    unsure = f"as unsure as choosing among {rows.tok.vocab_size:,} tokens"
+    print(f"an untrained model's loss is ln {rows.tok.vocab_size:,} = {math.log(rows.tok.vocab_size):.2f}, {unsure}")
+    command = shlex.join(["guppylm", *sys.argv[1:]])
+    drawn = {"rows": len(rows.train)} if args.data else {"rows": args.rows, "eval_rows": args.eval_rows}
+    record = {"persona": persona, "training": {"command": command, **drawn}}
+    for progress in show_progress(training.train(state, rows, config), state.step, config.steps):
+        if progress.evaluation:
+            print(runs.describe(progress, config))
+            print(f"  you> {rows.message}\n  {bot.name}> {bot.reply(rows.message, seed=config.seed)}", flush=True)
+            runs.save(out, state, rows, config, record)
+    print(f"saved in {out}: python -m guppylm chat --model {out}")
+
+
+def show_progress(events, done: int, steps: int):
+    """Pass events on; on a terminal, with a tqdm bar beside them."""
+    from tqdm import tqdm
+
+    with tqdm(total=steps, initial=done, disable=not sys.stderr.isatty(), unit="step", leave=False) as bar:
+        for progress in events:
+            bar.update(progress.step - bar.n)
+            bar.set_postfix(loss=f"{progress.loss:.3f}", refresh=False)
+            if progress.evaluation:
+                bar.clear()
+            yield progress
+
+
+def chat(args: argparse.Namespace) -> None:
+    """Answer one --prompt, or every line that is typed until the input ends."""
+    from guppylm import chat as chatting
+
+    bot = chatting.load(args.model, args.device)
+    settings = {"temperature": args.temperature, "top_k": args.top_k, "seed": args.seed}
+    say = explain if args.explain else speak
+    if args.prompt is not None:
+        say(bot, args.prompt, settings)
+        return
+    interactive = sys.stdin.isatty()
+    if interactive:
+        print(f"{bot.name} is listening. Type a message and press Enter; Ctrl-C ends it.")
+    while True:
+        try:
+            message = input("You> " if interactive else "")
+        except EOFError:
+            return
+        if message.strip():
+            print(f"{bot.name.capitalize()}> ", end="")
+            say(bot, message, settings)
+
+
+def speak(bot, message: str, settings: dict) -> None:
+    """Print the reply as it is made."""
+    for step in bot.stream(message, **settings):
+        print(printable(step.text), end="", flush=True)
+    print()
+
+
+def explain(bot, message: str, settings: dict) -> None:
+    """Print each token with its probability, and what else it might have been."""
+    print(f"{'token':<16}{'chance':>7}   also likely")
+    for step in bot.stream(message, **settings):
+        others = "   ".join(f"{printable(label)!r} {p:.1%}" for label, p in step.choices if label != bot.label(step.id))
+        print(f"{printable(bot.label(step.id))!r:<16}{step.probability:>7.1%}   {others}")
+
+
+def printable(text: str) -> str:
+    """Without characters that would move the cursor or change the terminal."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Measure how good a model is: loss against the floor, replies on topic, and more."""
+    from guppylm import chat as chatting
+    from guppylm import checkpoint, datagen
+    from guppylm import evaluate as evaluation
+
+    persona = datagen.load_persona(args.persona)
+    model, tok, record, folder = load_model(args, args.device)
+    bot, training = chatting.Bot(model, tok, persona.name), record.get("training", {})
+    card = evaluation.evaluate(bot, persona, training, args.prompts, args.temperature, args.top_k)
+    text = json.dumps(card, indent=2, ensure_ascii=False)
+    if args.save:
+        checkpoint.write_text(folder / "evaluation.json", text + "\n")
+    print(text if args.json else evaluation.describe(card))
+
+
+def export(args: argparse.Namespace) -> None:
+    """Write a model, or the rows of a persona, for other software."""
+    out: Path = args.out
+    if args.push and args.to not in ("hf", "dataset"):
+        raise ValueError(f"--push uploads what --to hf and --to dataset write, not {args.to}")
+    if args.to == "dataset":
+        persona, train, held = rows_of(args)
+        with extra("export"):
+            from guppylm import export as exporting
+        exporting.save_dataset(persona, train, held, out)
+    else:
+        model, tok, record, folder = load_model(args)
+        with extra("export"):
+            from guppylm import export as exporting
+            from guppylm import onnx_export, site
+        if args.to == "hf":
+            card = folder / "evaluation.json"
+            evaluation = json.loads(card.read_text(encoding="utf-8")) if card.exists() else None
+            exporting.save_hf(model, tok, record, evaluation, out)
+        elif args.to == "onnx":
+            file = out if out.suffix == ".onnx" else out / "model.onnx"
+            onnx_export.save_onnx(model, file, eight_bit=not args.fp32)
+            out = file
+        else:
+            print(site.build(model, tok, record, out))
+    print(f"written: {out}")
+    if args.push:
+        print(f"uploaded: {exporting.push(out, args.push, 'dataset' if args.to == 'dataset' else 'model')}")
+
+
+def web(args: argparse.Namespace) -> None:
+    """Build the browser page of a model and serve it to this machine."""
+    model, tok, record, _ = load_model(args)
+    with extra("export"):
+        from guppylm import site
+    server = site.server(args.out, args.port)  # first, because a port that is taken is known at once
+    print(f"building {args.out} ...", flush=True)
+    print(site.build(model, tok, record, args.out))
+    print(f"open http://127.0.0.1:{server.server_address[1]}/ ; Ctrl-C ends it", flush=True)
+    server.serve_forever()
+
+
+def load_model(args: argparse.Namespace, device: str = "cpu"):
+    """The model, tokenizer and record that --model names, and the folder they come from."""
+    from guppylm import chat as chatting
+    from guppylm import checkpoint
+    from guppylm.device import pick_device
+
+    folder = chatting.find_model(args.model)
+    return *checkpoint.load(folder, pick_device(device)), folder
+
+
+@contextmanager
+def extra(name: str):
+    """Say which packages to install where an import inside fails."""
+    try:
+        yield
+    except ImportError as error:
+        raise ValueError(f"{error.name} is missing: pip install 'guppylm[{name}]'") from error
+
+
+def parser() -> argparse.ArgumentParser:
+    """All sub-commands and their options."""
+    main = Parser(prog="guppylm", description="A small fish of a language model, built from scratch.")
+    names = "data | train | chat | evaluate | export | web"
+    commands = main.add_subparsers(required=True, metavar=names, parser_class=Parser)
+
+    def command(function, **options) -> argparse.ArgumentParser:
+        sub = commands.add_parser(function.__name__, help=function.__doc__, description=function.__doc__)
+        sub.set_defaults(run=function, **options)
+        return sub
+
+    def add_rows(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--persona", default="guppy", metavar="NAME|FILE.toml", help="whose data (default: guppy)")
+        sub.add_argument("-n", "--rows", type=whole, default=60_000, help="conversations to train on (default: 60,000)")
+        sub.add_argument("--eval-rows", type=whole, default=1_000, help="conversations kept apart (default: 1,000)")
+
+    def add_seed(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--seed", type=int, default=0, help="the same seed gives the same rows (default: 0)")
+
+    def add_model(sub: argparse.ArgumentParser) -> None:
+        where = "a trained model (default: checkpoints/guppy, else the shipped fish)"
+        sub.add_argument("--model", metavar="DIR", help=where)
+
+    def add_sampling(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
+        wildness = "0: always the likeliest token; 1: as trained (default: 0.7)"
+        sub.add_argument("--temperature", type=positive, default=0.7, help=wildness)
+        sub.add_argument("--top-k", type=natural, default=50, help="choose among so many tokens, 0: all (default: 50)")
+
+    sub = command(data)
+    add_rows(sub)
+    add_seed(sub)
+    sub.add_argument("--out", type=Path, default=Path("data"), metavar="DIR", help="where to write (default: data)")
+
+    sub = command(train)
+    add_rows(sub)
+    rows = "train on DIR/train.jsonl and DIR/eval.jsonl instead of a persona"
+    sub.add_argument("--data", type=Path, metavar="DIR", help=rows)
+    sub.add_argument("--out", type=Path, metavar="DIR", help="where to keep the model (default: checkpoints/NAME)")
+    sub.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    sub.add_argument("--steps", type=whole, help="optimizer steps")
+    sub.add_argument("--batch-size", type=whole, help="rows of a step")
+    sub.add_argument("--micro-batch", type=whole, help="rows computed at once: less memory, the same gradients")
+    sub.add_argument("--learning-rate", type=positive, help="the highest of the schedule")
+    sub.add_argument("--eval-every", type=whole, help="steps between evaluations")
+    sub.add_argument("--seed", type=int, help="of the rows, the first weights and the order")
+    sub.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
+
+    sub = command(chat)
+    add_model(sub)
+    add_sampling(sub)
+    sub.add_argument("--prompt", metavar="TEXT", help="answer this one message")
+    sub.add_argument("--seed", type=int, help="the same seed gives the same reply")
+    sub.add_argument("--explain", action="store_true", help="print each token, its probability and the runners-up")
+
+    sub = command(evaluate)
+    add_model(sub)
+    add_sampling(sub)
+    judge = "whose templates judge (default: guppy)"
+    sub.add_argument("--persona", default="guppy", metavar="NAME|FILE.toml", help=judge)
+    sub.add_argument("--prompts", type=Path, metavar="FILE.jsonl", help="also these messages, with their topics")
+    sub.add_argument("--json", action="store_true", help="print everything, for programs")
+    sub.add_argument("--save", action="store_true", help="keep it beside the model, where export finds it")
+
+    sub = command(export)
+    what = "hf: a GPT-2 for transformers; onnx: one file; site: the browser page; dataset: the rows of --persona"
+    sub.add_argument("--to", required=True, choices=("hf", "onnx", "site", "dataset"), help=what)
+    sub.add_argument("out", type=Path, metavar="OUT", help="folder to write, or for onnx a file")
+    add_model(sub)
+    add_rows(sub)
+    add_seed(sub)
+    sub.add_argument("--fp32", action="store_true", help="onnx: 32 bits a weight instead of 8")
+    upload = "upload to the Hugging Face hub as NAME, with the token in HF_TOKEN"
+    sub.add_argument("--push", metavar="NAME", help=upload)
+
+    sub = command(web)
+    add_model(sub)
+    sub.add_argument("--out", type=Path, default=Path("site"), metavar="DIR", help="where to build (default: site)")
+    sub.add_argument("--port", type=natural, default=8000, help="to serve it on, 0: any that is free (default: 8000)")
+    return main
+
+
+def whole(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
+    return value
+
+
+def natural(text: str) -> int:
+    if (value := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return value
+
+
+def positive(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 0")
+    return value
+
+
+def main() -> None:
+    """Run a sub-command. A user's mistake is one line on standard error and exit status 2."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # a console that lacks a character shows another, and nothing stops
+    args = parser().parse_args()
+    try:
+        args.run(args)
+    except KeyboardInterrupt:
+        print()
+        sys.exit(130)
+    except (ValueError, OSError) as error:
+        print(f"guppylm: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,240 @@
+"""How good the fish is, in honest numbers: loss against the floor, and do its replies belong to what was said?
+
+A reply is on topic when the templates of an acceptable topic can say it. Templates are exact, so this needs no judge.
+"""
+
+import json
+import math
+import random
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from guppylm import corpus, datagen
+from guppylm.chat import Bot, probabilities
+from guppylm.grammar import Words, expand, pick
+from guppylm.persona import Persona, Topic
+from guppylm.tokenizer import IM_END
+
+FRESH, FRESH_SEED = 300, 987_654_321  # messages drawn for the card, from a seed that no training run has used
+SEEDS = (0, 1, 2)  # of the replies: each message is answered once with each
+
+# The same messages as other people would have typed them
+DISTURBED = {
+    "as they are": lambda message, rng: message,
+    "in capitals": lambda message, rng: message.upper(),
+    "without punctuation": lambda message, rng: "".join(c for c in message if c.isalnum() or c == " "),
+    "with one typo": datagen.misspell,
+    "after 'hey guppy,'": lambda message, rng: f"hey guppy, {message}",
+}
+
+
+class Answer(NamedTuple):
+    text: str
+    ended: bool  # by the model, with <|im_end|>; or cut off, where the context is full
+
+
+@torch.inference_mode()
+def answer(bot: Bot, messages: list[str], temperature: float, top_k: int, seed: int) -> list[Answer]:
+    """Replies to many messages: prompts of equal length are answered together, so that nothing has to be padded."""
+    by_length = defaultdict(list)
+    for i, message in enumerate(messages):
+        by_length[len(bot.prompt(message))].append(i)
+    answers, rng = [Answer("", False)] * len(messages), torch.Generator().manual_seed(seed)
+    for start, group in sorted(by_length.items()):
+        ids = torch.tensor([bot.prompt(messages[i]) for i in group])  # (B, T)
+        while group and ids.shape[1] < bot.model.config.context_length:
+            p = probabilities(bot.next_logits(ids), temperature, top_k)  # (B, V)
+            ids = torch.cat([ids, torch.multinomial(p, 1, generator=rng)], dim=1)
+            for b, i in enumerate(group):
+                answers[i] = Answer(bot.text(ids[b, start:]).strip(), bool(ids[b, -1] == IM_END))
+            going = [b for b in range(len(group)) if ids[b, -1] != IM_END]
+            group, ids = [group[b] for b in going], ids[going]
+    return answers
+
+
+def can_say(topic: Topic, reply: str) -> bool:
+    """Whether any exchange of the topic can say this, whatever words a message may have given it."""
+    return any(datagen.reply_log_prob(exchange, {}, reply) > -math.inf for exchange in topic.exchanges)
+
+
+def read_prompts(file: Path) -> list[dict]:
+    """JSON lines {"prompt", "topic", "also", "kind"}: a message, the topics that are a fair reading, topic or probe."""
+    prompts = []
+    for i, line in enumerate(file.read_text(encoding="utf-8").rstrip("\n").split("\n")):
+        try:
+            row = json.loads(line)
+            prompts.append({"prompt": row["prompt"], "topics": [row["topic"], *row["also"]], "kind": row["kind"]})
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f'{file}: line {i + 1} is not {{"prompt", "topic", "also", "kind"}}') from error
+    return prompts
+
+
+def sets_of_prompts(persona: Persona, file: Path | None) -> dict[str, list[dict]]:
+    """What to ask: fresh messages of the templates, the test phrasings, and the prompts of a file by their kind."""
+    made = datagen.conversations(persona, FRESH, FRESH_SEED)
+    sets = {"fresh template messages": [{"prompt": c.message, "topics": [c.topic]} for c in made]}
+    if tests := test_phrasings(persona):
+        sets["test phrasings"] = tests
+    for prompt in read_prompts(file) if file else []:
+        sets.setdefault(f"{file.name}: {prompt['kind']}", []).append(prompt)
+    for name, asked in sets.items():
+        if unknown := {topic for prompt in asked for topic in prompt["topics"]} - persona.topics.keys():
+            raise ValueError(f"{name}: the persona {persona.name} has no topic {', '.join(sorted(unknown))}")
+    return sets
+
+
+def test_phrasings(persona: Persona) -> list[dict]:
+    """The messages that the persona keeps for examination, as prompts."""
+    return [{"prompt": text, "topics": [name]} for name, topic in persona.topics.items() for text in topic.test]
+
+
+def score(persona: Persona, prompts: list[dict], replies: list[list[Answer]]) -> dict:
+    """Judge the replies to the prompts, a list of them for each seed.
+
+    Returns {"prompts": number, "on_topic", "sayable": shares from 0 to 1, "topics": {topic: share on topic}, worst
+    first, "misses": [{"prompt", "topic", "reply", "said_by"}]}.
+    """
+    misses, right, asked = [], Counter(), Counter()
+    for prompt, reply in ((p, a.text) for answers in replies for p, a in zip(prompts, answers, strict=True)):
+        topic = prompt["topics"][0]
+        asked[topic] += 1
+        if any(can_say(persona.topics[name], reply) for name in prompt["topics"]):
+            right[topic] += 1
+        else:
+            said_by = [name for name, other in persona.topics.items() if can_say(other, reply)]
+            misses.append({"prompt": prompt["prompt"], "topic": topic, "reply": reply, "said_by": said_by})
+    n, unsayable = asked.total(), sum(not miss["said_by"] for miss in misses)
+    shares = {topic: right[topic] / asked[topic] for topic in asked}
+    topics = dict(sorted(shares.items(), key=lambda item: item[1]))
+    return {"prompts": len(prompts), "on_topic": 1 - len(misses) / n, "sayable": 1 - unsayable / n,
+            "topics": topics, "misses": misses}  # fmt: skip
+
+
+@torch.inference_mode()
+def loss(bot: Bot, pairs: list[tuple[str, str]], log_probs: list[float]) -> dict:
+    """The model's loss on (message, reply) pairs, and the floor under it: minus the replies' exact log probabilities.
+
+    Returns {"rows", "nats_per_reply", "loss", "floor", "excess"}; the last three in nats a token.
+    """
+    nats, tokens = 0.0, 0
+    for message, reply in pairs:
+        ids, start = bot.tok.encode_conversation(message, reply)
+        inputs, targets = torch.tensor([ids[:-1]]), torch.tensor(ids[start:])
+        logits = bot.model(inputs.to(bot.model.tok_emb.weight.device))[0, start - 1 :]  # (reply tokens, V)
+        nats += torch.nn.functional.cross_entropy(logits.float().cpu(), targets, reduction="sum").item()
+        tokens += len(targets)
+    floor = -sum(log_probs) / tokens
+    return {"rows": len(pairs), "nats_per_reply": nats / len(pairs), "loss": nats / tokens, "floor": floor,
+            "excess": nats / tokens - floor}  # fmt: skip
+
+
+def losses(bot: Bot, persona: Persona) -> dict[str, dict]:
+    """Loss and floor on fresh conversations, and on the test phrasings with replies drawn for them."""
+    made = list(datagen.conversations(persona, FRESH, FRESH_SEED))
+    exact = [datagen.reply_log_prob(c.exchange, c.shared, c.reply) for c in made]
+    result = {"seen phrasings": loss(bot, [(c.message, c.reply) for c in made], exact)}
+    rng, pairs, exact = random.Random(FRESH_SEED), [], []
+    for prompt in test_phrasings(persona):
+        message, topic = prompt["prompt"], prompt["topics"][0]
+        exchanges = persona.topics[topic].exchanges
+        exchange = rng.choices(exchanges, [len(e.user) for e in exchanges])[0]
+        words: Words = {}  # what one of our own phrasings would have named, where this one leaves it open
+        expand(pick(rng, exchange.user), exchange.pools, rng, words, {})
+        shared = words | datagen.shared_words(exchange, message)
+        pairs.append((message, datagen.say(exchange, shared, rng)[0]))
+        exact.append(datagen.log_prob(persona, topic, *pairs[-1]))
+    if pairs:
+        result["test phrasings"] = loss(bot, pairs, exact)
+    return result
+
+
+def novelty(persona: Persona, training: dict, replies: list[str]) -> dict:
+    """Were the replies composed, or recited? `training` is what config.json says of the run.
+
+    Returns {"composed": share that some topic can say and that no training row holds, "verbatim": share that a
+    training row holds, "examples": [{"reply", "nearest"}] of composed ones with the most similar training reply}.
+    """
+    known = corpus.training_replies(persona, training)
+    composed = [r for r in replies if r not in known and any(can_say(topic, r) for topic in persona.topics.values())]
+    examples = [{"reply": r, "nearest": nearest(r, known)} for r in composed[:5]]
+    verbatim = sum(r in known for r in replies) / len(replies)
+    return {"composed": len(composed) / len(replies), "verbatim": verbatim, "examples": examples}
+
+
+def nearest(reply: str, known: set[str]) -> str:
+    """The known reply that shares most words with this one, as a share of the words of both."""
+    words = set(reply.split())
+    return max(sorted(known), key=lambda other: len(words & set(other.split())) / len(words | set(other.split())))
+
+
+def style(answers: list[Answer]) -> dict:
+    """Shares of the replies that are lowercase, empty, cut off, and different from each other; and their lengths."""
+    n, texts = len(answers), [a.text for a in answers]
+    words = sorted(len(text.split()) for text in texts)
+    return {"lowercase": sum(text == text.lower() for text in texts) / n, "empty": texts.count("") / n,
+            "cut_off": sum(not a.ended for a in answers) / n, "distinct": len(set(texts)) / n,
+            "median_words": words[n // 2], "most_words": words[-1]}  # fmt: skip
+
+
+def robustness(bot: Bot, persona: Persona, prompts: list[dict], temperature: float, top_k: int) -> dict[str, float]:
+    """The share on topic for the same prompts, typed in other ways."""
+    shares = {}
+    for kind, disturb in DISTURBED.items():
+        rng = random.Random(0)
+        typed = [disturb(prompt["prompt"], rng) for prompt in prompts]
+        shares[kind] = score(persona, prompts, [answer(bot, typed, temperature, top_k, seed=0)])["on_topic"]
+    return shares
+
+
+def evaluate(
+    bot: Bot, persona: Persona, training: dict, prompts: Path | None = None, temperature: float = 0.7, top_k: int = 50
+) -> dict[str, dict]:
+    """The card, as plain data. `training`: what config.json says of the run, {} where that is not known.
+
+    {"loss": ..., "replies": {set of prompts: score}, "robustness": ..., "style": ..., "novelty": ...}; the functions
+    of these names say more. ValueError where the prompts name a topic that the persona lacks.
+    """
+    sets = sets_of_prompts(persona, prompts)
+    card: dict[str, dict] = {"loss": losses(bot, persona), "replies": {}}
+    for name, asked in sets.items():
+        replies = [answer(bot, [p["prompt"] for p in asked], temperature, top_k, seed) for seed in SEEDS]
+        card["replies"][name] = score(persona, asked, replies)
+        if name == "fresh template messages":
+            fresh = [a for answers in replies for a in answers]
+    asked = sets.get("test phrasings", sets["fresh template messages"])
+    card["robustness"] = robustness(bot, persona, asked, temperature, top_k)
+    card["style"] = style(fresh)
+    if "eval_rows" in training:
+        card["novelty"] = novelty(persona, training, [a.text for a in fresh])
+    return card
+
+
+def describe(card: dict) -> str:
+    """The card as text, with the topics that are missed most and an example of each."""
+    lines = ["loss on replies, in nats a token:"]
+    for name, row in card["loss"].items():
+        unsure = f"as unsure as choosing among {math.exp(row['loss']):.2f} tokens"
+        floor = f"no model can get under {row['floor']:.3f}: {row['excess']:.3f} too much"
+        lines.append(f"  {name} ({row['rows']}): {row['loss']:.3f}, {unsure}; {floor}")
+    for name, result in card["replies"].items():
+        shares = f"{result['on_topic']:.1%} on topic, {result['sayable']:.1%} sayable"
+        lines.append(f"{name} ({result['prompts']}): {shares}")
+        for topic, share in list(result["topics"].items())[:8]:
+            miss = next((miss for miss in result["misses"] if miss["topic"] == topic), None)
+            if miss:
+                read_as = ", ".join(miss["said_by"]) or "nothing"
+                lines.append(f"  {topic} {share:.0%}: {miss['prompt']!r} was read as {read_as}: {miss['reply']!r}")
+    lines.append("the same prompts typed in other ways, on topic:")
+    lines.append("  " + ", ".join(f"{kind} {share:.1%}" for kind, share in card["robustness"].items()))
+    s = card["style"]
+    lines.append(f"style: {s['lowercase']:.1%} lowercase, {s['distinct']:.1%} different, {s['empty']:.1%} empty, "
+                 f"{s['cut_off']:.1%} cut off, {s['median_words']} words (at most {s['most_words']})")  # fmt: skip
+    if "novelty" in card:
+        lines.append(f"composed: {card['novelty']['composed']:.1%} of the replies are in no training row, "
+                     f"{card['novelty']['verbatim']:.1%} are, word for word")  # fmt: skip
+        for example in card["novelty"]["examples"]:
+            lines.append(f"  {example['reply']!r}, nearest in training: {example['nearest']!r}")
+    return "\n".join(lines)
