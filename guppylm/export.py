@@ -1,0 +1,156 @@
+"""Out of the notebook: a model and its data as folders that the Hugging Face libraries read, and their upload."""
+
+import json
+import math
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from guppylm import corpus, gpt2
+from guppylm.checkpoint import write_text, write_whole
+from guppylm.model import GuppyLM
+from guppylm.persona import Persona
+from guppylm.tokenizer import IM_END, IM_START, PAD, SPECIAL, Tokenizer
+
+# One conversation as guppylm.tokenizer spells it. Jinja, the template language that transformers runs.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' }}"
+    "{% if not loop.last or add_generation_prompt %}{{ '\n' }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def save_hf(model: GuppyLM, tok: Tokenizer, record: dict, evaluation: dict | None, out: Path) -> None:
+    """Write a model as a folder that transformers' AutoModelForCausalLM and AutoTokenizer load.
+
+    record: the config.json of the checkpoint. evaluation: what `evaluate --json` printed, for the model card.
+    """
+    sizes = {theirs: getattr(model.config, ours) for ours, theirs in gpt2.SIZES.items()}
+    ends = {"bos_token_id": IM_START, "eos_token_id": IM_END, "pad_token_id": PAD}
+    none_dropped = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
+    config = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", **sizes, "activation_function": "relu",
+              **none_dropped, **ends, "tie_word_embeddings": True, "torch_dtype": "float32",
+              "guppylm": record}  # fmt: skip
+    generation = {"do_sample": True, "temperature": 0.7, "top_k": 50, "max_length": model.config.context_length, **ends}
+    pad, start, end = SPECIAL
+    tokenizer = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": model.config.context_length,
+                 "bos_token": start, "eos_token": end, "pad_token": pad, "clean_up_tokenization_spaces": False,
+                 "chat_template": CHAT_TEMPLATE}  # fmt: skip
+    weights = {name: tensor.detach().cpu().float() for name, tensor in model.state_dict().items()}
+    tensors = gpt2.to_gpt2(weights, model.config.n_layers)
+    write_whole(out / "model.safetensors", lambda part: save_file(tensors, part, metadata={"format": "pt"}))
+    write_text(out / "tokenizer.json", tok.to_json())
+    for name, table in (("config", config), ("generation_config", generation), ("tokenizer_config", tokenizer)):
+        write_text(out / f"{name}.json", json.dumps(table, indent=2) + "\n")
+    write_text(out / "README.md", model_card(model, record, evaluation))
+
+
+def model_card(model: GuppyLM, record: dict, evaluation: dict | None) -> str:
+    """The README.md of a model: who it is, how it was trained, how good it is, how to run it."""
+    persona, training = record.get("persona", {}), record.get("training", {})
+    name, config = persona.get("name", "guppy"), model.config
+    lines = [
+        "---",
+        "license: mit",
+        "language: en",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "tags: [guppylm, from-scratch, education]",
+        "---",
+        "",
+        f"# {name}",
+        "",
+        f"{persona.get('summary') or 'A character of its own'}, as a language model of {model.n_parameters():,} "
+        "parameters, trained from scratch with GuppyLM on conversations that a grammar made up.",
+        "",
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        "tokenizer = AutoTokenizer.from_pretrained(FOLDER)",
+        "model = AutoModelForCausalLM.from_pretrained(FOLDER)",
+        'chat = [{"role": "user", "content": "hello!"}]',
+        'ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)',
+        'reply = model.generate(**ids)[0, ids["input_ids"].shape[1] :]',
+        "print(tokenizer.decode(reply, skip_special_tokens=True))",
+        "```",
+        "",
+        f"A vanilla decoder: {config.n_layers} layers of {config.n_heads} heads, {config.d_model} channels, "
+        f"feed-forward {config.d_ff} with ReLU, {config.vocab_size:,} tokens, a context of {config.context_length}; "
+        "the output head is tied. In transformers it is a GPT-2. Each message stands alone: send one, not the "
+        "conversation so far.",
+        "",
+        "## Training",
+        "",
+        "| | |",
+        "| --- | --- |",
+        *(f"| {key} | {value} |" for key, value in training.items()),
+        "",
+        "## Evaluation",
+        "",
+    ]
+    if "eval_loss" in training:
+        loss = training["eval_loss"]
+        unsure = f"as unsure as choosing among {math.exp(loss):.2f} tokens"
+        lines += [f"Loss on replies that it was not trained on: {loss:.3f} nats a token, {unsure}.", ""]
+    if evaluation is None:
+        lines.append("Its replies have not been judged yet: `python -m guppylm evaluate --save` does it.")
+    else:
+        lines += ["| messages | number | on topic | sayable by some topic |", "| --- | --- | --- | --- |"]
+        for asked, result in evaluation["replies"].items():
+            shares = f"{result['on_topic']:.1%} | {result['sayable']:.1%}"
+            lines.append(f"| {asked} | {result['prompts']} | {shares} |")
+    lines += ["", "It knows its own small world and nothing else, and it means nothing by what it says.", ""]
+    return "\n".join(lines)
+
+
+def save_dataset(persona: Persona, train: list[dict[str, str]], held: list[dict[str, str]], out: Path) -> None:
+    """Write rows as a data set: train.jsonl and eval.jsonl, which `train --data` reads, and a card."""
+    corpus.write_rows(out, train, held)
+    card = [
+        "---",
+        "license: mit",
+        "language: en",
+        "tags: [guppylm, synthetic, conversational]",
+        "configs:",
+        "- config_name: default",
+        "  data_files:",
+        "  - {split: train, path: train.jsonl}",
+        "  - {split: test, path: eval.jsonl}",
+        "---",
+        "",
+        f"# Conversations with {persona.name}",
+        "",
+        f"{persona.summary}: {len(train):,} conversations on {len(persona.topics)} topics, made by a grammar, and "
+        f"{len(held):,} more to evaluate with, none of which is among the former.",
+        "",
+        "Each row has a message (`input`), the reply (`output`) and the topic (`category`), such as",
+        "",
+        "```json",
+        *(json.dumps(row, ensure_ascii=False) for row in train[:3]),
+        "```",
+        "",
+        f"Topics: {', '.join(persona.topics)}.",
+        "",
+    ]
+    write_text(out / "README.md", "\n".join(card))
+
+
+def push(folder: Path, name: str, kind: str) -> str:
+    """Upload a folder to the Hugging Face hub as the repository `name` of that kind, "model" or "dataset".
+
+    The token comes from HF_TOKEN or `hf auth login`. Returns the address; ValueError where the hub says no.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        huggingface_hub.create_repo(name, repo_type=kind, exist_ok=True)
+        done = huggingface_hub.upload_folder(
+            repo_id=name, repo_type=kind, folder_path=folder, commit_message="Upload from guppylm"
+        )
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        why = str(error).strip().splitlines()[0]
+        raise ValueError(f"{name}: could not be uploaded: {why}; is HF_TOKEN set to a token that may write?") from error
+    return str(done)
