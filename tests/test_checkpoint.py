@@ -1,0 +1,128 @@
+"""What is saved comes back, and what is broken is refused in one line that names it."""
+
+import json
+import pickle
+
+import pytest
+import torch
+
+from guppylm import checkpoint, tokenizer
+from guppylm.checkpoint import CheckpointError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def folder(tmp_path, tiny, tok):
+    checkpoint.save(tmp_path, tiny, tok, {"persona": {"name": "minnow"}})
+    return tmp_path
+
+
+def change(folder, edit):
+    weights = torch.load(folder / "model.pt", weights_only=True)
+    edit(weights)
+    torch.save(weights, folder / "model.pt")
+
+
+def test_a_checkpoint_comes_back(folder, tiny, tok):
+    model, again, record = checkpoint.load(folder, CPU)
+    ids = torch.randint(0, tok.vocab_size, (2, 9))
+    assert torch.equal(model(ids), tiny.eval()(ids))
+    assert again.encode("hello") == tok.encode("hello")
+    assert record == {"persona": {"name": "minnow"}}
+    assert model.lm_head.weight is model.tok_emb.weight
+    assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.pt", "tokenizer.json"]
+
+
+def test_half_precision_halves_the_file_and_keeps_the_tie(tmp_path, tiny, tok):
+    checkpoint.save(tmp_path / "full", tiny, tok, {})
+    checkpoint.save(tmp_path / "half", tiny, tok, {}, torch.float16)
+    full, half = ((tmp_path / name / "model.pt").stat().st_size for name in ("full", "half"))
+    assert half < 0.7 * full
+    model, _, _ = checkpoint.load(tmp_path / "half", CPU)
+    assert model.tok_emb.weight.dtype == torch.float32
+
+
+def test_the_published_layout_is_read(folder, tiny):
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model"]
+    published = {"model_type": "guppylm", "pad_token_id": 0}
+    published |= {theirs: config[ours] for ours, theirs in checkpoint.PUBLISHED.items()}
+    (folder / "config.json").write_text(json.dumps(published), encoding="utf-8")
+    (folder / "model.pt").rename(folder / "pytorch_model.bin")
+    model, _, _ = checkpoint.load(folder, CPU)
+    ids = torch.randint(0, 200, (1, 9))
+    assert torch.equal(model(ids), tiny.eval()(ids))
+
+
+@pytest.mark.parametrize(
+    ("edit", "expected"),
+    [
+        (lambda w: w.pop("norm.bias"), "has no tensor norm.bias"),
+        (lambda w: w.update({"blocks.9.extra": torch.ones(1)}), "a tensor that the model doesn't know: blocks.9.extra"),
+        (
+            lambda w: w.update({"norm.bias": torch.ones(7)}),
+            r"the shape of norm.bias is \(7,\), config.json says \(32,\)",
+        ),
+        (lambda w: w.update({"lm_head.weight": w["lm_head.weight"] + 1}), "differ, but this model ties them"),
+    ],
+)
+def test_other_tensors_are_refused(folder, edit, expected):
+    change(folder, edit)
+    with pytest.raises(CheckpointError, match=expected) as error:
+        checkpoint.load(folder, CPU)
+    assert str(folder / "model.pt") in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.pt"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut"])
+def test_a_damaged_file_is_named(folder, name, damage):
+    file = folder / name
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(b"" if damage == "empty" else file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(CheckpointError) as error:
+        checkpoint.load(folder, CPU)
+    assert name in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+class Bomb:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('the pickle ran')",))
+
+
+def test_a_pickle_that_would_run_code_is_not_loaded(folder):
+    (folder / "model.pt").write_bytes(pickle.dumps({"norm.bias": Bomb()}))
+    with pytest.raises(CheckpointError, match="holds more than tensors"):
+        checkpoint.load(folder, CPU)
+
+
+def test_a_config_that_can_not_be_is_refused(folder):
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["model"]["n_heads"] = 5
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="d_model 32 can't be divided among n_heads 5"):
+        checkpoint.load(folder, CPU)
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(folder, tiny):
+    larger = tokenizer.train(["many different words in one text make a larger vocabulary " * 3] * 3, vocab_size=400)
+    (folder / "tokenizer.json").write_text(larger.to_json(), encoding="utf-8")
+    if larger.vocab_size <= tiny.config.vocab_size:
+        pytest.fail("the tokenizer of this test must be larger")
+    with pytest.raises(CheckpointError, match=f"the tokenizer has {larger.vocab_size} entries"):
+        checkpoint.load(folder, CPU)
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path):
+    checkpoint.write_text(tmp_path / "config.json", "old")
+
+    def fail(part):
+        part.write_text("new but hal", encoding="utf-8")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.write_whole(tmp_path / "config.json", fail)
+    assert (tmp_path / "config.json").read_text(encoding="utf-8") == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["config.json"]

@@ -1,0 +1,146 @@
+"""The command line as a user meets it: in a process of its own."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import SMALL
+
+ROOT = Path(__file__).parent.parent
+
+
+def guppylm(*args, cwd, stdin=""):
+    """Run `python -m guppylm` with this checkout on the path."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
+    command = [sys.executable, "-m", "guppylm", *args]
+    pipes = {"input": stdin, "capture_output": True, "encoding": "utf-8"}
+    return subprocess.run(command, cwd=cwd, env=env, timeout=300, **pipes)
+
+
+def assert_one_line(result, *expected):
+    assert result.returncode == 2, result.stderr
+    assert result.stdout == ""
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+    for text in expected:
+        assert text in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["data", "--persona", "gupy"], ["no persona named 'gupy'", "there are guppy"]),
+        (["data", "--persona", "no.toml"], ["no.toml: can't be read"]),
+        (["data", "-n", "0"], ["0 is not a whole number of at least 1"]),
+        (["train", "--data", "nowhere"], ["nowhere"]),
+        (["train", "--device", "abacus"], ["device 'abacus' can't be used here"]),
+        (["train", "--steps", "many"], ["--steps"]),
+        (["chat", "--model", "nowhere"], ["nowhere", "config.json"]),
+        (["chat", "--temperature", "-1"], ["-1 is not a number of at least 0"]),
+        (["chat", "--top-k", "-1"], ["-1 is below 0"]),
+        (["evaluate", "--prompts", "nowhere.jsonl"], ["nowhere.jsonl"]),
+        (["export", "--to", "hf", "out", "--model", "nowhere"], ["nowhere", "config.json"]),
+        (["export", "--to", "dataset", "out", "--persona", "gupy"], ["no persona named 'gupy'"]),
+        (
+            ["export", "--to", "onnx", "out", "--push", "me/fish"],
+            ["--push uploads what --to hf and"],
+        ),
+        (["export", "--to", "paper", "out"], ["--to", "'paper'"]),
+        (["web", "--model", "nowhere"], ["nowhere", "config.json"]),
+        (["swim"], ["invalid choice: 'swim'"]),
+        ([], ["required"]),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path, args, expected):
+    assert_one_line(guppylm(*args, cwd=tmp_path), *expected)
+
+
+def test_data_writes_rows_that_train_reads(tmp_path):
+    (tmp_path / "minnow.toml").write_text(SMALL, encoding="utf-8")
+    result = guppylm("data", "--persona", "minnow.toml", "-n", "300", "--eval-rows", "20", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    rows = [json.loads(line) for line in (tmp_path / "data" / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert set(rows[0]) == {"input", "output", "category"}
+    assert "rows of minnow on 2 topics" in result.stdout
+    result = guppylm("train", "--data", "data", "--out", "fish", "--steps", "2", "--batch-size", "4", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    result = guppylm("chat", "--model", "fish", "--prompt", "hi", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
+def test_what_is_exported_can_be_used_again(tmp_path):
+    (tmp_path / "minnow.toml").write_text(SMALL, encoding="utf-8")
+    result = guppylm("export", "--to", "dataset", "rows", "--persona", "minnow.toml", "-n", "200", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "written: rows" in result.stdout
+    result = guppylm("train", "--data", "rows", "--out", "fish", "--steps", "1", "--batch-size", "4", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    result = guppylm("export", "--to", "hf", "hf", "--model", "fish", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    ours, theirs = (
+        guppylm("chat", "--model", m, "--prompt", "hi", "--seed", "1", cwd=tmp_path) for m in ("fish", "hf")
+    )
+    assert ours.returncode == theirs.returncode == 0, theirs.stderr
+    assert ours.stdout == theirs.stdout
+
+
+def test_web_says_that_the_port_is_taken_before_it_builds(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        assert_one_line(guppylm("web", "--port", port, cwd=tmp_path), f"port {port} can't be used", "--port")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_broken_row_is_named(tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"input": "a", "output": "b"}\n{"input": "a"}\n', encoding="utf-8")
+    assert_one_line(guppylm("train", "--data", ".", cwd=tmp_path), "train.jsonl: line 2 is not")
+
+
+def test_train_keeps_a_record_goes_on_and_overwrites_nothing(tmp_path):
+    (tmp_path / "minnow.toml").write_text(SMALL, encoding="utf-8")
+    args = ["train", "--persona", "minnow.toml", "-n", "200", "--eval-rows", "20", "--steps", "4", "--eval-every", "2"]
+    result = guppylm(*args, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    folder = tmp_path / "checkpoints" / "minnow"
+    assert sorted(f.name for f in folder.iterdir()) == [
+        "config.json", "history.jsonl", "model.pt", "state.pt", "tokenizer.json"]  # fmt: skip
+    record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert record["persona"]["name"] == "minnow"
+    assert record["training"]["steps"] == 4 and "eval_loss" in record["training"] and "command" in record["training"]
+    history = [json.loads(line) for line in (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["step"] for row in history] == [2, 4]
+    assert "you> " in result.stdout and "minnow> " in result.stdout
+    again = guppylm(*args, cwd=tmp_path)
+    assert again.returncode == 2 and "there is a model already: add --resume" in again.stderr
+    changed = guppylm(*args, "--resume", "--seed", "5", cwd=tmp_path)
+    assert changed.returncode == 2 and "can't resume: seed was 0, now it is 5" in changed.stderr
+    assert guppylm(*args, "--resume", cwd=tmp_path).returncode == 0
+
+
+def test_one_prompt_gives_one_answer_offline(tmp_path):
+    first = guppylm("chat", "--prompt", "hello little fish", "--seed", "1", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert len(first.stdout.strip().splitlines()) == 1 and len(first.stdout.split()) > 2
+    assert guppylm("chat", "--prompt", "hello little fish", "--seed", "1", cwd=tmp_path).stdout == first.stdout
+
+
+def test_explain_prints_what_each_token_was_chosen_from(tmp_path):
+    result = guppylm("chat", "--prompt", "hello", "--seed", "1", "--explain", cwd=tmp_path)
+    lines = result.stdout.splitlines()
+    assert lines[0].split() == ["token", "chance", "also", "likely"]
+    assert all("%" in line for line in lines[1:])
+    assert "<|im_end|>" in lines[-1]
+
+
+def test_a_conversation_through_a_pipe_ends_with_the_input(tmp_path):
+    result = guppylm("chat", cwd=tmp_path, stdin="hello\n\n   \n" + "long " * 2000 + "\n\x07\x1b[2J\n日本語\n")
+    assert result.returncode == 0, result.stderr
+    assert "Traceback" not in result.stderr
+    answers = result.stdout.splitlines()
+    assert len(answers) == 4 and all(line.startswith("Guppy> ") for line in answers)
+    assert result.stdout.replace("\n", "").isprintable()

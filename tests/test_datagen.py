@@ -1,0 +1,168 @@
+"""The grammar and the generator, on a persona small enough to enumerate."""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+import random
+from collections import Counter
+
+import pytest
+
+from guppylm import datagen
+from guppylm.grammar import Word, expand, parse
+
+
+def sampled_replies(exchange, shared, n=4000):
+    rng = random.Random(1)
+    return Counter(datagen.say(exchange, shared, rng)[0] for _ in range(n))
+
+
+def test_a_field_agrees_with_the_nearest_word_before_it():
+    pools = {"x": (Word(("fins",), (("be", "are"),)), Word(("tail",), (("be", "is"),)))}
+    said = {expand(parse("{x} {x.be}, {x} {x.be}"), pools, random.Random(i), {}, {}) for i in range(50)}
+    assert said == {f"{a}, {b}" for a, b in itertools.product(("fins are", "tail is"), repeat=2)}
+
+
+def test_braces_are_written_twice():
+    assert "".join(parse("if (x) {{ return; }}")) == "if (x) { return; }"
+
+
+def test_a_word_of_the_message_is_the_same_in_the_reply(small):
+    for conversation in datagen.conversations(small, 300):
+        if conversation.topic == "food":
+            named = [food for food in ("flakes", "peas", "red worms") if food in conversation.message]
+            others = {"flakes", "peas", "red worms"} - set(named)
+            assert len(named) == 1
+            assert named[0] in conversation.reply and not any(food in conversation.reply for food in others)
+
+
+def test_a_word_with_slots_of_its_own_is_repeated_whole(small):
+    replies = [c for c in datagen.conversations(small, 2000) if c.exchange.place == "topics.home.like"]
+    about_castle = [c for c in replies if "castle" in c.message and "castle" in c.reply]
+    assert len(about_castle) > 20
+    assert all(("red" in c.message) == ("red" in c.reply) for c in about_castle)
+
+
+def test_probabilities_of_all_replies_add_up_to_one(small):
+    """Each exchange's replies are few: 4,000 samples meet all of them, and their probabilities must add up to 1."""
+    for topic in small.topics.values():
+        for exchange in topic.exchanges:
+            shared = {}
+            expand(exchange.user[0], exchange.pools, random.Random(3), shared, {})
+            replies = sampled_replies(exchange, shared)
+            assert math.isclose(sum(math.exp(datagen.reply_log_prob(exchange, shared, r)) for r in replies), 1)
+
+
+def test_probability_is_how_often_a_reply_is_sampled(small):
+    exchange = small.topics["home"].exchanges[0]
+    shared = {"thing": Word(("the gravel",))}
+    replies = sampled_replies(exchange, shared, 20_000)
+    for reply, count in replies.items():
+        assert math.exp(datagen.reply_log_prob(exchange, shared, reply)) == pytest.approx(count / 20_000, abs=0.012)
+
+
+def test_two_derivations_of_one_reply_add_up(small):
+    """Either part one is "yes. yes." and part two empty, or both are "yes."; and a red castle is two entries' doing."""
+    like, where = small.topics["home"].exchanges
+    shared = {"thing": Word(("the gravel",))}
+    twice = math.exp(datagen.reply_log_prob(like, shared, "yes. yes."))
+    assert twice == pytest.approx(1 / 3 * 1 / 3 + 1 / 3 * 1 / 3)
+    castle = math.exp(datagen.reply_log_prob(where, {}, "in the red castle."))
+    assert castle == pytest.approx(1 / 2 * 1 / 4 + 1 / 2 * 1 / 2)
+
+
+def test_log_prob_knows_topic_and_message(small):
+    ask = "Do you like the RED castle??"
+    assert datagen.log_prob(small, "home", ask, "no. the red castle and my fins are old.") > -math.inf
+    assert datagen.log_prob(small, "home", ask, "no. the blue castle and my fins are old.") == -math.inf
+    assert datagen.log_prob(small, "home", ask, "no. the red castle and my tail are old.") == -math.inf
+    assert datagen.log_prob(small, "food", ask, "no.") == -math.inf
+
+
+def test_generation_is_a_pure_function(small):
+    rows = datagen.generate(small, 50, seed=7)
+    assert rows == datagen.generate(small, 50, seed=7)
+    assert rows == datagen.generate(small, 80, seed=7)[:50]
+    assert rows != datagen.generate(small, 50, seed=8)
+    assert set(rows[0]) == {"input", "output", "category"}
+
+
+def test_generation_is_the_same_on_every_machine(small):
+    """The digest was taken once; another Python or platform that draws otherwise fails here."""
+    text = json.dumps(datagen.generate(small, 200, seed=0))
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "0bdd23c01cfec519"
+
+
+def test_a_persona_suggests_messages_of_several_topics(small, guppy):
+    assert datagen.about(small) == datagen.about(small)
+    about = datagen.about(guppy)
+    assert set(about) == {"name", "summary", "greeting", "color", "suggestions"}
+    assert len(set(about["suggestions"])) == 8
+    said = datagen.about(small)["suggestions"]
+    assert len(said) == 2 and any("?" in line for line in said)  # there are two topics
+    assert not any("{" in line for line in said + about["suggestions"])
+
+
+def test_weight_says_how_often_a_topic_comes_up(small):
+    topics = Counter(row["category"] for row in datagen.generate(small, 3000))
+    assert topics["home"] / topics["food"] == pytest.approx(2, rel=0.15)
+
+
+def test_split_keeps_no_evaluation_pair_in_training(small):
+    rows = datagen.generate(small, 500)
+    train, held = datagen.split(rows, 5)
+    pairs = {(row["input"], row["output"]) for row in held}
+    assert len(held) == len(pairs) == 5
+    assert not pairs & {(row["input"], row["output"]) for row in train}
+    assert all(row in rows for row in train)
+
+
+def test_a_small_persona_keeps_most_of_its_pairs_for_training(small):
+    rows = datagen.generate(small, 2000)
+    train, held = datagen.split(rows, 1000)
+    distinct = len({(row["input"], row["output"]) for row in rows})
+    assert len(held) == distinct // 10
+    assert len({(row["input"], row["output"]) for row in train}) == distinct - len(held)
+
+
+NOISY = {
+    "shout": "do you like it?",
+    "capital": "hi. do you like it? i do",
+    "no_apostrophe": "don't you like it?",
+    "no_punctuation": "well, do you?",
+    "extra_punctuation": "do you?",
+    "texting": "do you like it?",
+    "typo": "swimming",
+    "drop_word": "do you like it?",
+    "lead_in": "do you?",
+    "tag": "do you?",
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("shout", "DO YOU LIKE IT?"),
+        ("capital", "Hi. Do you like it? I do"),
+        ("no_apostrophe", "dont you like it?"),
+        ("no_punctuation", "well do you"),
+        ("lead_in", "hey do you?"),
+        ("tag", "do you? lol"),
+        ("texting", "do u like it?"),
+    ],
+)
+def test_noise(guppy, kind, expected):
+    pools = {"lead_in": (Word(("hey",)),), "tag": (Word(("lol",)),)}
+    persona = dataclasses.replace(guppy, pools=pools, noise={kind: 1.0}, texting={"you": ("u",)})
+    noisy = [datagen.add_noise(NOISY[kind], persona, random.Random(i)) for i in range(20)]
+    assert expected in noisy
+    assert set(noisy) <= {expected, NOISY[kind]}
+
+
+def test_a_typo_is_one_slip():
+    slips = {datagen.misspell("swimming", random.Random(i)) for i in range(200)}
+    assert len(slips) > 15
+    assert all(abs(len(slip) - len("swimming")) <= 1 and slip[0] == "s" or slip[1] == "s" for slip in slips)
+    assert datagen.misspell("42", random.Random(0)) == "42"

@@ -1,0 +1,169 @@
+"""Judging by the templates: on a bot whose replies are known, the card must say what is known."""
+
+import json
+import math
+import random
+
+import pytest
+import torch
+
+from guppylm import corpus, datagen, evaluate
+from guppylm.chat import Bot
+from guppylm.evaluate import Answer
+
+
+@pytest.fixture
+def scripted(tok, tiny, monkeypatch):
+    """A bot that answers everything with the same reply."""
+    bot = Bot(tiny, tok, "minnow")
+
+    def says(reply):
+        monkeypatch.setattr(evaluate, "answer", lambda bot, messages, *a, **k: [Answer(reply, True)] * len(messages))
+        return bot
+
+    return says
+
+
+@pytest.mark.parametrize(
+    ("reply", "food", "home"),
+    [
+        ("peas. yes. my fins are ready.", True, False),
+        ("peas. yes. my fins is ready.", False, False),
+        ("no. the gravel and my tail is old.", False, True),
+        ("in the blue castle.", False, True),
+        ("in the blue", False, False),
+        ("", False, False),
+    ],
+)
+def test_a_topic_can_say_what_its_templates_can(small, reply, food, home):
+    assert evaluate.can_say(small.topics["food"], reply) == food
+    assert evaluate.can_say(small.topics["home"], reply) == home
+
+
+def test_a_verb_that_agrees_with_a_word_of_the_message_can_be_judged_without_it(small_file):
+    text = (
+        small_file.read_text(encoding="utf-8")
+        + """
+[topics.body]
+user = ["how about your {body_part}?"]
+reply = [["they {body_part.be} fine."]]
+"""
+    )
+    small_file.write_text(text, encoding="utf-8")
+    body = datagen.load_persona(str(small_file)).topics["body"]
+    assert evaluate.can_say(body, "they is fine.") and evaluate.can_say(body, "they are fine.")
+    assert not evaluate.can_say(body, "they am fine.")
+
+
+def test_shares_and_misses(small):
+    prompts = [
+        {"prompt": "snack?", "topics": ["food"]},
+        {"prompt": "house?", "topics": ["home"]},
+        {"prompt": "snack at home?", "topics": ["home", "food"]},
+        {"prompt": "home?", "topics": ["home"]},
+    ]
+    result = evaluate.score(small, prompts, [[Answer("peas. yes.", True)] * 4] * 3)
+    assert (result["prompts"], result["on_topic"], result["sayable"]) == (4, 0.5, 1.0)
+    assert [miss["prompt"] for miss in result["misses"]] == ["house?", "home?"] * 3
+    assert result["misses"][0]["said_by"] == ["food"]
+    assert list(result["topics"].items()) == [("home", 1 / 3), ("food", 1.0)]  # worst first
+    nonsense = evaluate.score(small, prompts, [[Answer("blub", True)] * 4])
+    assert (nonsense["on_topic"], nonsense["sayable"]) == (0.0, 0.0)
+
+
+def test_the_card_has_every_set(small, scripted, tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    rows = [
+        {"prompt": "got peas?", "topic": "food", "also": [], "kind": "topic"},
+        {"prompt": "2 + 2", "topic": "home", "also": ["food"], "kind": "probe"},
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    card = evaluate.evaluate(scripted("peas. yes."), small, {}, file)
+    shares = {name: result["on_topic"] for name, result in card["replies"].items()}
+    assert list(shares) == ["fresh template messages", "test phrasings", "prompts.jsonl: topic", "prompts.jsonl: probe"]
+    assert shares["test phrasings"] == shares["prompts.jsonl: topic"] == shares["prompts.jsonl: probe"] == 1.0
+    assert 0.1 < shares["fresh template messages"] < 0.6
+    assert set(card["robustness"].values()) == {1.0}
+    text = evaluate.describe(card)
+    assert "test phrasings (1): 100.0% on topic, 100.0% sayable" in text
+    assert "composed" not in text  # nobody said what this bot was trained on
+    assert card == json.loads(json.dumps(card))
+
+
+def test_disturbed_messages_are_the_same_ones_typed_otherwise():
+    rng = random.Random(0)
+    typed = {kind: disturb("Do you, fish?", rng) for kind, disturb in evaluate.DISTURBED.items()}
+    assert typed.pop("with one typo") not in ("Do you, fish?", "")
+    expected = ["Do you, fish?", "DO YOU, FISH?", "Do you fish", "hey guppy, Do you, fish?"]
+    assert list(typed.values()) == expected
+
+
+def test_loss_and_floor_of_a_model_that_knows_nothing(small, tok, tiny):
+    """Untrained it is as unsure as among the whole vocabulary; the floor is what the templates leave open."""
+    card = evaluate.losses(Bot(tiny.eval(), tok, "minnow"), small)
+    for name in ("seen phrasings", "test phrasings"):
+        row = card[name]
+        assert row["loss"] == pytest.approx(math.log(tok.vocab_size), abs=0.3)
+        assert row["excess"] == pytest.approx(row["loss"] - row["floor"])
+    made = list(datagen.conversations(small, evaluate.FRESH, evaluate.FRESH_SEED))
+    tokens = sum(len(tok.encode(c.reply)) + 1 for c in made)
+    by_topic = [-datagen.reply_log_prob(c.exchange, c.shared, c.reply) for c in made]
+    assert card["seen phrasings"]["floor"] == pytest.approx(sum(by_topic) / tokens)
+    assert card["test phrasings"]["floor"] > 0
+
+
+def test_a_test_phrasing_that_names_no_word_has_a_floor_too(small_file, tok, tiny):
+    """The reply agrees with a word that only our own phrasings name."""
+    topic = '\n[topics.body]\nuser = ["how about your {body_part}?"]\nreply = [["they {body_part.be} fine."]]\n'
+    text = small_file.read_text(encoding="utf-8") + topic + 'test = ["well?"]\n'
+    small_file.write_text(text, encoding="utf-8")
+    card = evaluate.losses(Bot(tiny.eval(), tok, "minnow"), datagen.load_persona(str(small_file)))
+    assert card["test phrasings"]["rows"] == 2
+    assert 0 < card["test phrasings"]["floor"] < card["test phrasings"]["loss"]
+
+
+def test_composed_replies_are_those_that_no_training_row_holds(small):
+    training = {"rows": 20, "eval_rows": 4, "seed": 3, "steps": 7, "batch_size": 8}
+    known = corpus.training_replies(small, training)
+    first, _ = datagen.split(datagen.generate(small, 24, 3), 4)
+    assert {row["output"] for row in first} < known  # later passes met others
+    met = sorted(known)[0]
+    new = next(c.reply for c in datagen.conversations(small, 2_000, 5) if c.reply not in known)
+    result = evaluate.novelty(small, training, [met, met, new, "blub"])
+    assert (result["verbatim"], result["composed"]) == (0.5, 0.25)
+    assert [example["reply"] for example in result["examples"]] == [new]
+    assert evaluate.nearest("no. the gravel", {"yes.", "no. the cave", "the sky"}) == "no. the cave"
+
+
+def test_style_counts_what_is_empty_cut_off_and_repeated():
+    answers = [Answer("one two", True), Answer("one two", True), Answer("", True), Answer("One two three", False)]
+    expected = {"lowercase": 0.75, "empty": 0.25, "cut_off": 0.25, "distinct": 0.75, "median_words": 2, "most_words": 3}
+    assert evaluate.style(answers) == expected
+
+
+def test_prompts_on_unknown_topics_are_refused(small, scripted, tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "hi", "topic": "hats", "also": [], "kind": "topic"}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match="the persona minnow has no topic hats"):
+        evaluate.evaluate(scripted("x"), small, {}, file)
+    file.write_text('{"prompt": "hi"}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match="line 1 is not"):
+        evaluate.evaluate(scripted("x"), small, {}, file)
+
+
+def test_answers_together_are_the_answers_alone(tok, tiny):
+    """Greedy, so that the order of random draws plays no part; the prompts have different lengths."""
+    bot = Bot(tiny.eval(), tok, "minnow")
+    messages = ["hello", "do you like the castle?", "fish", "hello fish", "x" * 500]
+    together = evaluate.answer(bot, messages, 0, 0, 0)
+    assert [answer.text for answer in together] == [bot.reply(message, temperature=0) for message in messages]
+
+
+@pytest.mark.parametrize(("token", "text", "ended"), [("<|im_end|>", "", True), ("a", "a", False)])
+def test_an_answer_knows_whether_the_model_ended_it(tok, tiny, monkeypatch, token, text, ended):
+    bot, id = Bot(tiny, tok, "minnow"), tok.bpe.token_to_id(token)
+    logits = torch.zeros(tok.vocab_size).index_fill(0, torch.tensor(id), 99.0)
+    monkeypatch.setattr(bot, "next_logits", lambda ids: logits.repeat(len(ids), 1))
+    answers = evaluate.answer(bot, ["hello", "fish"], 0, 0, 0)
+    assert [answer.ended for answer in answers] == [ended, ended]
+    assert all(set(answer.text) == set(text) for answer in answers)

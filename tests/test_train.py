@@ -1,0 +1,225 @@
+"""The loop and its parts: what bears loss, how gradients add up, what resuming gives back."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from guppylm import corpus, device, runs, train
+from guppylm.corpus import Row
+from guppylm.model import GuppyLM, ModelConfig
+from guppylm.muon import Muon, orthogonal
+from guppylm.tokenizer import IM_END, PAD
+from guppylm.train import TrainConfig
+
+CPU = torch.device("cpu")
+CONFIG = TrainConfig(steps=12, batch_size=8, micro_batch=3, warmup_steps=4, eval_every=5, learning_rate=5e-3)
+
+
+def start(corpus, config=CONFIG):
+    torch.manual_seed(0)
+    sizes = ModelConfig(vocab_size=corpus.tok.vocab_size, d_model=32, n_layers=2, n_heads=2, d_ff=64)
+    return train.start(GuppyLM(sizes), config, torch.float32)
+
+
+def test_the_schedule_rises_in_a_line_and_falls_in_a_cosine():
+    config = TrainConfig(steps=110, warmup_steps=10, learning_rate=1.0)
+    rates = [train.learning_rate(step, config) for step in range(110)]
+    assert rates[:10] == pytest.approx([0.1 * i for i in range(1, 11)])
+    assert rates[10] == 1.0
+    assert rates[60] == pytest.approx(0.5)
+    assert rates[109] == pytest.approx((1 + math.cos(math.pi * 0.99)) / 2)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_a_batch_says_what_is_predicted_and_what_counts():
+    rows = [Row([1, 5, 6, 7, 8, 2], prompt=3), Row([1, 5, 9, 2], prompt=2)]
+    batch = train.make_batch(rows, CPU)
+    assert batch.inputs.tolist() == [[1, 5, 6, 7, 8], [1, 5, 9, 2, PAD]]
+    assert batch.targets.tolist() == [[5, 6, 7, 8, 2], [5, 9, 2, PAD, PAD]]
+    assert batch.counts.int().tolist() == [[0, 0, 1, 1, 1], [0, 1, 1, 0, 0]]
+
+
+def test_loss_is_the_cross_entropy_of_the_positions_that_count(tiny):
+    batch = train.make_batch([Row([1, 5, 6, 7, 8, 2], 3), Row([1, 5, 9, 2], 2)], CPU)
+    by_hand = F.cross_entropy(tiny(batch.inputs).transpose(1, 2), batch.targets, reduction="none")
+    expected = by_hand[0, 2:5].sum() + by_hand[1, 1:3].sum()
+    assert train.nats(tiny, batch, torch.float32).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_padding_changes_nothing(tiny):
+    short = Row([1, 5, 9, 2], 2)
+    long = Row([1] * 30, 29)
+    apart = sum(train.nats(tiny, train.make_batch([row], CPU), torch.float32).item() for row in (short, long))
+    together = train.nats(tiny, train.make_batch([long, short], CPU), torch.float32).item()
+    assert together == pytest.approx(apart, rel=1e-5)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 5])
+def test_accumulated_gradients_equal_those_of_one_big_batch(small_corpus, micro_batch):
+    rows = small_corpus.train[:8]
+    whole = start(small_corpus)
+    loss = train.backward(whole, rows, TrainConfig(micro_batch=8))
+    parts = start(small_corpus)
+    assert train.backward(parts, rows, TrainConfig(micro_batch=micro_batch)) == pytest.approx(loss, rel=1e-5)
+    for a, b in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        assert torch.allclose(a.grad, b.grad, atol=1e-6)
+
+
+def test_each_pass_meets_every_row_once_in_a_new_order(small_corpus):
+    rows, config = small_corpus.train[:64], TrainConfig(steps=16, batch_size=8)
+    again = dataclasses.replace(small_corpus, train=rows, draw=None)
+    steps = list(train.batches(again, config))
+    first, second = sum(steps[:8], []), sum(steps[8:], [])
+    assert sorted(first) == sorted(second) == sorted(rows)
+    assert first != second
+    assert list(train.batches(again, config, start=5)) == steps[5:]
+
+
+def test_a_later_pass_draws_new_rows_and_none_of_the_evaluation(small_corpus):
+    config = TrainConfig(steps=3 * (len(small_corpus.train) // 8), batch_size=8)
+    steps = list(train.batches(small_corpus, config))
+    assert list(train.batches(small_corpus, config, start=len(steps) - 2)) == steps[-2:]
+    later = small_corpus.rows(1)
+    assert len(later) == len(small_corpus.train)
+    assert sorted(later) != sorted(small_corpus.train) and later != small_corpus.rows(2)
+    assert later == small_corpus.rows(1)
+    assert not {tuple(row.ids) for row in later} & {tuple(row.ids) for row in small_corpus.evaluation}
+
+
+def test_micro_batches_hold_the_step_with_little_padding(small_corpus):
+    rows = small_corpus.train[:32]
+    batches = list(train.micro_batches(rows, TrainConfig(micro_batch=4), CPU))
+    cells = sum(batch.inputs.numel() for batch in batches)
+    assert sum(int((batch.targets != PAD).sum()) for batch in batches) == sum(len(row.ids) - 1 for row in rows)
+    assert cells < train.make_batch(rows, CPU).inputs.numel()
+
+
+def test_every_parameter_has_one_optimizer_and_vectors_do_not_decay(small_corpus):
+    state = start(small_corpus)
+    groups = [group for optimizer in state.optimizers for group in optimizer.param_groups]
+    trained = [id(p) for group in groups for p in group["params"]]
+    assert sorted(trained) == sorted(id(p) for p in state.model.parameters())
+    for group in groups:
+        expected = {2: CONFIG.weight_decay, 1: 0.0}
+        assert all(group["weight_decay"] == expected[p.dim()] for p in group["params"])
+
+
+@pytest.mark.parametrize("shape", [(40, 90), (90, 40), (64, 64)])
+def test_muons_direction_is_the_gradients_with_equal_strengths(shape):
+    """Against the exact answer: the singular vectors of the gradient, with all singular values 1."""
+    torch.manual_seed(0)
+    g = torch.randn(shape)
+    u, _, vh = torch.linalg.svd(g, full_matrices=False)
+    direction = orthogonal(g)
+    assert ((direction * (u @ vh)).sum() / direction.norm() / (u @ vh).norm()).item() > 0.97
+    strengths = torch.linalg.svdvals(direction)
+    assert strengths.quantile(0.05) > 0.6 and strengths.max() < 1.3  # a square one has a direction close to 0
+
+
+def test_our_muon_steps_as_torchs_does(small_corpus):
+    reference = getattr(torch.optim, "Muon", None)
+    if reference is None:
+        pytest.skip("this torch has no Muon of its own")
+    ours, theirs = (torch.nn.Parameter(torch.ones(8, 12)) for _ in range(2))
+    settings = {"lr": 0.01, "weight_decay": 0.1, "momentum": 0.95}
+    optimizers = [
+        Muon([ours], **settings, dtype=torch.bfloat16),
+        reference([theirs], **settings, adjust_lr_fn="match_rms_adamw"),
+    ]
+    for seed in range(3):
+        ours.grad = torch.randn(8, 12, generator=torch.Generator().manual_seed(seed))
+        theirs.grad = ours.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    assert torch.allclose(ours, theirs, atol=2e-3)
+
+
+def test_training_learns_and_says_how_it_goes(small_corpus):
+    config = TrainConfig(steps=80, batch_size=16, micro_batch=8, warmup_steps=8, eval_every=40, learning_rate=5e-3)
+    state = start(small_corpus, config)
+    events = list(train.train(state, small_corpus, config))
+    assert [event.step for event in events] == list(range(1, 81))
+    assert [event.step for event in events if event.evaluation] == [40, 80]
+    assert events[0].loss == pytest.approx(math.log(small_corpus.tok.vocab_size), abs=0.3)
+    last = state.history[-1]
+    assert last["eval_loss"] < 2.5
+    assert last["eval_loss"] > last["floor"] > 0
+    assert "as unsure as choosing among" in runs.describe(events[-1], config)
+
+
+def test_evaluation_counts_replies_and_their_end_tokens(small_corpus):
+    state, rows = start(small_corpus), small_corpus.evaluation
+    total = train.evaluate(state, rows, CONFIG)
+    assert all(row.ids[-1] == IM_END for row in rows)
+    tokens = sum(len(small_corpus.tok.encode(small_corpus.tok.decode(row.ids[row.prompt :]))) + 1 for row in rows)
+    assert sum(row.reply_tokens for row in rows) == tokens
+    assert total / tokens == pytest.approx(math.log(small_corpus.tok.vocab_size), abs=0.3)
+    assert train.evaluate(state, rows, TrainConfig(micro_batch=20)) == pytest.approx(total, rel=1e-5)
+
+
+def test_a_run_that_is_resumed_ends_where_it_would_have_ended(small_corpus, tmp_path):
+    straight = start(small_corpus)
+    list(train.train(straight, small_corpus, CONFIG))
+    broken = start(small_corpus)
+    for event in train.train(broken, small_corpus, CONFIG):
+        if event.evaluation:
+            runs.save(tmp_path, broken, small_corpus, CONFIG, {"training": {}})
+        if event.step == 7:
+            break
+    again = start(small_corpus)
+    runs.resume(tmp_path, again, small_corpus, CONFIG)
+    assert again.step == 5
+    list(train.train(again, small_corpus, CONFIG))
+    for a, b in zip(straight.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert again.history == straight.history
+
+
+def test_a_changed_run_is_not_resumed(small, small_corpus, tmp_path):
+    state = start(small_corpus)
+    list(train.train(state, small_corpus, CONFIG))
+    runs.save(tmp_path, state, small_corpus, CONFIG, {"training": {}})
+    with pytest.raises(ValueError, match="can't resume: steps was 12, now it is 30"):
+        runs.resume(tmp_path, state, small_corpus, TrainConfig(**{**vars(CONFIG), "steps": 30}))
+    with pytest.raises(ValueError, match="can't resume: rows and tokenizer was"):
+        runs.resume(tmp_path, state, corpus.prepare(small, 200, 20, seed=5), CONFIG)
+
+
+def test_the_floor_is_the_entropy_of_the_templates(small, small_corpus):
+    """Two lists of 2 and 3, or 3 and 3 with a colour, or 2 with nested pools: between ln 2 and ln 40 nats a reply."""
+    assert math.log(2) < small_corpus.floor < math.log(40)
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"), [((7, 5), torch.float16), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)]
+)
+def test_precision_goes_by_what_the_chip_has(monkeypatch, capability, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert device.pick_precision(torch.device("cuda")) == expected
+
+
+def test_precision_elsewhere(monkeypatch):
+    assert device.pick_precision(torch.device("mps")) == torch.float32
+    for speed, expected in ((0.1, torch.bfloat16), (1.0, torch.float32), (9.0, torch.float32)):
+        monkeypatch.setattr(device, "cpu_seconds", lambda dtype, speed=speed: speed if dtype == torch.bfloat16 else 1.0)
+        assert device.pick_precision(CPU) == expected
+
+
+def test_the_best_device_is_taken(monkeypatch):
+    monkeypatch.setattr(torch, "zeros", lambda *size, device: None)
+    for cuda, mps, expected in ((True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: mps)
+        assert device.pick_device().type == expected
+
+
+def test_bfloat16_gives_nearly_the_same_loss(small_corpus, tiny):
+    state = start(small_corpus)
+    batch = train.make_batch(small_corpus.train[:8], CPU)
+    full, half = (train.nats(state.model, batch, precision) for precision in (torch.float32, torch.bfloat16))
+    assert half.dtype == torch.float32
+    assert full.item() != half.item()
+    assert half.item() == pytest.approx(full.item(), rel=0.01)
