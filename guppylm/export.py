@@ -15,7 +15,8 @@ from guppylm.tokenizer import IM_END, IM_START, PAD, SPECIAL, Tokenizer
 # One conversation as guppylm.tokenizer spells it. Jinja, the template language that transformers runs.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' }}"
+    "{% set text = message['content'] | lower if message['role'] == 'user' else message['content'] %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + text + '<|im_end|>' }}"
     "{% if not loop.last or add_generation_prompt %}{{ '\n' }}{% endif %}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"

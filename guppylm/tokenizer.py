@@ -6,7 +6,7 @@ full (Sennrich et al. 2016; on bytes, as in GPT-2). One conversation is the sequ
 
     <|im_start|>user\\n{message}<|im_end|>\\n<|im_start|>assistant\\n{reply}<|im_end|>
 
-The special tokens have ids that no text encodes to: `<|im_end|>` typed by a user is ten plain characters.
+with the message in lower case. The special tokens have ids that no text encodes to: `<|im_end|>` typed by a user is ten plain characters.
 """
 
 import json
@@ -59,8 +59,12 @@ class Tokenizer:
         return self.bpe.decode([i for i in ids if i >= len(SPECIAL)])
 
     def encode_prompt(self, message: str, longest: int | None = None) -> list[int]:
-        """The conversation up to where the reply begins; a message too long for `longest` ids loses its end."""
-        user = self.encode(f"user\n{message}")
+        """The conversation up to where the reply begins; a message too long for `longest` ids loses its end.
+
+        The message is read in lower case: "Food", "FOOD" and "food" are different tokens, and a model that has to
+        learn what each of them means needs three times the examples and still stumbles over what is shouted.
+        """
+        user = self.encode(f"user\n{message.lower()}")
         after = [IM_END, *self.encode("\n"), IM_START, *self.encode("assistant\n")]
         if longest is not None:
             user = user[: longest - 1 - len(after)]
@@ -120,5 +124,5 @@ def train(texts: Iterable[str], vocab_size: int = 4096) -> Tokenizer:
 def conversation_texts(rows: Iterable[dict[str, str]]) -> Iterable[str]:
     """The texts of rows as the model will meet them, with the words of the chat format in front."""
     for row in rows:
-        yield f"user\n{row['input']}"
+        yield f"user\n{row['input'].lower()}"
         yield f"assistant\n{row['output']}"

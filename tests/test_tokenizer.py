@@ -59,6 +59,12 @@ def test_a_conversation_is_the_chat_format(tok):
     assert tok.decode(ids[prompt:]) == "hello."
 
 
+def test_a_message_is_read_in_lower_case_and_a_reply_as_it_is(tok):
+    assert tok.encode_prompt("HELLO Fish") == tok.encode_prompt("hello fish")
+    ids, prompt = tok.encode_conversation("HELLO", "Hello.")
+    assert tok.decode(ids[prompt:]) == "Hello."
+
+
 def test_a_prompt_that_is_too_long_keeps_its_beginning_and_its_end(tok):
     whole, cut = tok.encode_prompt("hello " * 100), tok.encode_prompt("hello " * 100, longest=20)
     assert len(cut) == 20

@@ -118,9 +118,9 @@ export class Fish {
     return this.tok.encode(whole, { add_special_tokens: false }).ids;
   }
 
-  /** The conversation up to where the reply begins. */
+  /** The conversation up to where the reply begins, the message in lower case. */
   prompt(message) {
-    const user = this.encode(`user\n${message}`);
+    const user = this.encode(`user\n${message.toLowerCase()}`);
     return [IM_START, ...user, IM_END, ...this.encode("\n"), IM_START, ...this.encode("assistant\n")];
   }
 
