@@ -14,12 +14,13 @@ import torch
 
 from guppylm import corpus, datagen
 from guppylm.chat import Bot, probabilities
+from guppylm.device import mixed_precision, pick_precision
 from guppylm.grammar import Words, expand, pick
 from guppylm.persona import Persona, Topic
 from guppylm.tokenizer import IM_END
 
 FRESH, FRESH_SEED = 300, 987_654_321  # messages drawn for the card, from a seed that no training run has used
-SEEDS = (0, 1, 2)  # of the replies: each message is answered once with each
+DRAWS = 3  # how often each message is answered
 
 # The same messages as other people would have typed them
 DISTURBED = {
@@ -91,14 +92,14 @@ def test_phrasings(persona: Persona) -> list[dict]:
     return [{"prompt": text, "topics": [name]} for name, topic in persona.topics.items() for text in topic.test]
 
 
-def score(persona: Persona, prompts: list[dict], replies: list[list[Answer]]) -> dict:
-    """Judge the replies to the prompts, a list of them for each seed.
+def score(persona: Persona, prompts: list[dict], answers: list[Answer]) -> dict:
+    """Judge the answers to the prompts, one each; a prompt may be there several times.
 
-    Returns {"prompts": number, "on_topic", "sayable": shares from 0 to 1, "topics": {topic: share on topic}, worst
+    Returns {"prompts": number of different ones, "on_topic", "sayable": shares from 0 to 1, "topics": {topic: share on topic}, worst
     first, "misses": [{"prompt", "topic", "reply", "said_by"}]}.
     """
     misses, right, asked = [], Counter(), Counter()
-    for prompt, reply in ((p, a.text) for answers in replies for p, a in zip(prompts, answers, strict=True)):
+    for prompt, (reply, _) in zip(prompts, answers, strict=True):
         topic = prompt["topics"][0]
         asked[topic] += 1
         if any(can_say(persona.topics[name], reply) for name in prompt["topics"]):
@@ -109,7 +110,7 @@ def score(persona: Persona, prompts: list[dict], replies: list[list[Answer]]) ->
     n, unsayable = asked.total(), sum(not miss["said_by"] for miss in misses)
     shares = {topic: right[topic] / asked[topic] for topic in asked}
     topics = dict(sorted(shares.items(), key=lambda item: item[1]))
-    return {"prompts": len(prompts), "on_topic": 1 - len(misses) / n, "sayable": 1 - unsayable / n,
+    return {"prompts": len({prompt["prompt"] for prompt in prompts}), "on_topic": 1 - len(misses) / n, "sayable": 1 - unsayable / n,
             "topics": topics, "misses": misses}  # fmt: skip
 
 
@@ -185,7 +186,7 @@ def robustness(bot: Bot, persona: Persona, prompts: list[dict], temperature: flo
     for kind, disturb in DISTURBED.items():
         rng = random.Random(0)
         typed = [disturb(prompt["prompt"], rng) for prompt in prompts]
-        shares[kind] = score(persona, prompts, [answer(bot, typed, temperature, top_k, seed=0)])["on_topic"]
+        shares[kind] = score(persona, prompts, answer(bot, typed, temperature, top_k, seed=0))["on_topic"]
     return shares
 
 
@@ -199,13 +200,15 @@ def evaluate(
     """
     sets = sets_of_prompts(persona, prompts)
     card: dict[str, dict] = {"loss": losses(bot, persona), "replies": {}}
-    for name, asked in sets.items():
-        replies = [answer(bot, [p["prompt"] for p in asked], temperature, top_k, seed) for seed in SEEDS]
-        card["replies"][name] = score(persona, asked, replies)
-        if name == "fresh template messages":
-            fresh = [a for answers in replies for a in answers]
-    asked = sets.get("test phrasings", sets["fresh template messages"])
-    card["robustness"] = robustness(bot, persona, asked, temperature, top_k)
+    answers = {}
+    device = bot.model.tok_emb.weight.device
+    with mixed_precision(device, pick_precision(device)):  # twice as fast, and these are shares, not digits
+        for name, asked in sets.items():
+            answers[name] = answer(bot, [p["prompt"] for p in asked] * DRAWS, temperature, top_k, seed=0)
+            card["replies"][name] = score(persona, asked * DRAWS, answers[name])
+        asked = sets.get("test phrasings", sets["fresh template messages"])
+        card["robustness"] = robustness(bot, persona, asked, temperature, top_k)
+    fresh = answers["fresh template messages"]
     card["style"] = style(fresh)
     if "eval_rows" in training:
         card["novelty"] = novelty(persona, training, [a.text for a in fresh])

@@ -62,12 +62,12 @@ def test_shares_and_misses(small):
         {"prompt": "snack at home?", "topics": ["home", "food"]},
         {"prompt": "home?", "topics": ["home"]},
     ]
-    result = evaluate.score(small, prompts, [[Answer("peas. yes.", True)] * 4] * 3)
+    result = evaluate.score(small, prompts * 3, [Answer("peas. yes.", True)] * 12)
     assert (result["prompts"], result["on_topic"], result["sayable"]) == (4, 0.5, 1.0)
     assert [miss["prompt"] for miss in result["misses"]] == ["house?", "home?"] * 3
     assert result["misses"][0]["said_by"] == ["food"]
     assert list(result["topics"].items()) == [("home", 1 / 3), ("food", 1.0)]  # worst first
-    nonsense = evaluate.score(small, prompts, [[Answer("blub", True)] * 4])
+    nonsense = evaluate.score(small, prompts, [Answer("blub", True)] * 4)
     assert (nonsense["on_topic"], nonsense["sayable"]) == (0.0, 0.0)
 
 
