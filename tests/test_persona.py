@@ -51,7 +51,7 @@ def test_a_file_that_is_not_there(tmp_path):
 
 
 def test_a_name_that_is_not_there():
-    with pytest.raises(datagen.PersonaError, match="no persona named 'gupy': there are guppy"):
+    with pytest.raises(datagen.PersonaError, match="no persona named 'gupy': there are customer_service, guppy"):
         datagen.load_persona("gupy")
 
 
