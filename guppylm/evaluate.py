@@ -14,7 +14,6 @@ import torch
 
 from guppylm import corpus, datagen
 from guppylm.chat import Bot, probabilities
-from guppylm.device import mixed_precision, pick_precision
 from guppylm.grammar import Words, expand, pick
 from guppylm.persona import Persona, Topic
 from guppylm.tokenizer import IM_END
@@ -201,13 +200,11 @@ def evaluate(
     sets = sets_of_prompts(persona, prompts)
     card: dict[str, dict] = {"loss": losses(bot, persona), "replies": {}}
     answers = {}
-    device = bot.model.tok_emb.weight.device
-    with mixed_precision(device, pick_precision(device)):  # twice as fast, and these are shares, not digits
-        for name, asked in sets.items():
-            answers[name] = answer(bot, [p["prompt"] for p in asked] * DRAWS, temperature, top_k, seed=0)
-            card["replies"][name] = score(persona, asked * DRAWS, answers[name])
-        asked = sets.get("test phrasings", sets["fresh template messages"])
-        card["robustness"] = robustness(bot, persona, asked, temperature, top_k)
+    for name, asked in sets.items():
+        answers[name] = answer(bot, [p["prompt"] for p in asked] * DRAWS, temperature, top_k, seed=0)
+        card["replies"][name] = score(persona, asked * DRAWS, answers[name])
+    asked = sets.get("test phrasings", sets["fresh template messages"])
+    card["robustness"] = robustness(bot, persona, asked, temperature, top_k)
     fresh = answers["fresh template messages"]
     card["style"] = style(fresh)
     if "eval_rows" in training:
