@@ -32,7 +32,7 @@ def assert_one_line(result, *expected):
 @pytest.mark.parametrize(
     ("args", "expected"),
     [
-        (["data", "--persona", "gupy"], ["no persona named 'gupy'", "guppy"]),
+        (["data", "--persona", "gupy"], ["no persona named 'gupy'", "there are customer_service, guppy"]),
         (["data", "--persona", "no.toml"], ["no.toml: can't be read"]),
         (["data", "-n", "0"], ["0 is not a whole number of at least 1"]),
         (["train", "--data", "nowhere"], ["nowhere"]),
