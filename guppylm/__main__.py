@@ -4,6 +4,7 @@ What a sub-command needs is imported inside it, so that `chat` starts fast and n
 """
 
 import argparse
+import itertools
 import json
 import math
 import shlex
@@ -20,16 +21,31 @@ class Parser(argparse.ArgumentParser):
 
 
 def data(args: argparse.Namespace) -> None:
-    """Write train.jsonl and eval.jsonl, and print what is in them."""
-    from guppylm import corpus
+    """Write train.jsonl and eval.jsonl and print a card of what is in them; or print --sample conversations."""
+    from guppylm import card, corpus, datagen
 
-    persona, train, held = rows_of(args)
+    persona = datagen.load_persona(args.persona)
+    if args.topic is not None and args.topic not in persona.topics:
+        raise ValueError(f"--topic {args.topic}: {persona.name} knows {', '.join(persona.topics)}")
+    if args.sample:
+        for c in samples(persona, args.topic, args.sample, args.seed):
+            print(f"[{c.exchange.place}] {', '.join(c.entries)}\n  you> {c.message}\n  {persona.name}> {c.reply}")
+        return
+    _, train, held = rows_of(args)
     corpus.write_rows(args.out, train, held)
-    pairs = {(row["input"], row["output"]) for row in train}
-    messages, replies = {message for message, _ in pairs}, {reply for _, reply in pairs}
-    print(f"{args.out / 'train.jsonl'}: {len(train):,} rows of {persona.name} on {len(persona.topics)} topics:")
-    print(f"  {len(messages):,} different messages, {len(replies):,} different replies, {len(pairs):,} different pairs")
-    print(f"{args.out / 'eval.jsonl'}: {len(held):,} rows, no pair of them in train.jsonl")
+    print(f"{args.out / 'train.jsonl'} and eval.jsonl: {persona.name}, {len(persona.topics)} topics")
+    counted = card.data_card(persona, train, held, corpus.prepare(persona, args.rows, args.eval_rows, args.seed))
+    print(card.describe(counted))
+    for line in card.advice(persona, counted):
+        print(f"{persona.file}: {line}")
+
+
+def samples(persona, topic: str | None, n: int, seed: int):
+    """n conversations to read, of one topic or of any."""
+    from guppylm import datagen
+
+    drawn = datagen.conversations(persona, sys.maxsize, seed)
+    return itertools.islice((c for c in drawn if topic in (None, c.topic)), n)
 
 
 def rows_of(args: argparse.Namespace):
@@ -248,6 +264,8 @@ def parser() -> argparse.ArgumentParser:
     add_rows(sub)
     add_seed(sub)
     sub.add_argument("--out", type=Path, default=Path("data"), metavar="DIR", help="where to write (default: data)")
+    sub.add_argument("--sample", type=whole, metavar="N", help="write nothing, print N conversations to read")
+    sub.add_argument("--topic", metavar="NAME", help="with --sample: of this topic alone")
 
     sub = command(train)
     add_rows(sub)

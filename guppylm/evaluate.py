@@ -14,9 +14,11 @@ import torch
 
 from guppylm import corpus, datagen
 from guppylm.chat import Bot, probabilities
+from guppylm.device import mixed_precision, pick_precision
 from guppylm.grammar import Words, expand, pick
 from guppylm.persona import Persona, Topic
 from guppylm.tokenizer import IM_END
+from guppylm.train import TrainConfig, micro_batches, nats
 
 FRESH, FRESH_SEED = 300, 987_654_321  # messages drawn for the card, from a seed that no training run has used
 DRAWS = 3  # how often each message is answered
@@ -38,20 +40,37 @@ class Answer(NamedTuple):
 
 @torch.inference_mode()
 def answer(bot: Bot, messages: list[str], temperature: float, top_k: int, seed: int) -> list[Answer]:
-    """Replies to many messages: prompts of equal length are answered together, so that nothing has to be padded."""
-    by_length = defaultdict(list)
-    for i, message in enumerate(messages):
-        by_length[len(bot.prompt(message))].append(i)
+    """Replies to many messages at once.
+
+    All rows of the batch have one length, so that nothing has to be padded: a prompt joins when the batch has grown
+    to its length, and a reply leaves when it has ended.
+    """
+    prompts = [bot.prompt(message) for message in messages]
+    waiting = defaultdict(list)  # by length
+    for i, prompt in enumerate(prompts):
+        waiting[len(prompt)].append(i)
     answers, rng = [Answer("", False)] * len(messages), torch.Generator().manual_seed(seed)
-    for start, group in sorted(by_length.items()):
-        ids = torch.tensor([bot.prompt(messages[i]) for i in group])  # (B, T)
-        while group and ids.shape[1] < bot.model.config.context_length:
-            p = probabilities(bot.next_logits(ids), temperature, top_k)  # (B, V)
-            ids = torch.cat([ids, torch.multinomial(p, 1, generator=rng)], dim=1)
-            for b, i in enumerate(group):
-                answers[i] = Answer(bot.text(ids[b, start:]).strip(), bool(ids[b, -1] == IM_END))
-            going = [b for b in range(len(group)) if ids[b, -1] != IM_END]
-            group, ids = [group[b] for b in going], ids[going]
+    device = bot.model.tok_emb.weight.device
+    precision, context = pick_precision(device), bot.model.config.context_length
+    group: list[int] = []
+    shortest = min(waiting)
+    ids = torch.empty(0, shortest, dtype=torch.long)  # (B, T), and longer by one at each step
+    for length in range(shortest, context):
+        joining = waiting[length]
+        ids = torch.cat([ids, torch.tensor([prompts[i] for i in joining], dtype=torch.long).view(-1, length)])
+        group = group + joining
+        chosen = ids.new_empty(0, 1)
+        if group:
+            with mixed_precision(device, precision):
+                p = probabilities(bot.next_logits(ids), temperature, top_k)  # (B, V)
+            chosen = torch.multinomial(p, 1, generator=rng)  # (B, 1)
+        ids = torch.cat([ids, chosen], dim=1)
+        ended = (ids[:, -1] == IM_END).tolist()
+        for b, i in enumerate(group):
+            if ended[b] or length + 1 == context:
+                answers[i] = Answer(bot.text(ids[b, len(prompts[i]) :]).strip(), ended[b])
+        going = [b for b in range(len(group)) if not ended[b]]
+        group, ids = [group[b] for b in going], ids[going]
     return answers
 
 
@@ -119,16 +138,13 @@ def loss(bot: Bot, pairs: list[tuple[str, str]], log_probs: list[float]) -> dict
 
     Returns {"rows", "nats_per_reply", "loss", "floor", "excess"}; the last three in nats a token.
     """
-    nats, tokens = 0.0, 0
-    for message, reply in pairs:
-        ids, start = bot.tok.encode_conversation(message, reply)
-        inputs, targets = torch.tensor([ids[:-1]]), torch.tensor(ids[start:])
-        logits = bot.model(inputs.to(bot.model.tok_emb.weight.device))[0, start - 1 :]  # (reply tokens, V)
-        nats += torch.nn.functional.cross_entropy(logits.float().cpu(), targets, reduction="sum").item()
-        tokens += len(targets)
+    rows = [corpus.Row(*bot.tok.encode_conversation(message, reply)) for message, reply in pairs]
+    device, tokens = bot.model.tok_emb.weight.device, sum(row.reply_tokens for row in rows)
+    batches = micro_batches(rows, TrainConfig(), device)
+    total = sum(nats(bot.model, batch, torch.float32).item() for batch in batches)
     floor = -sum(log_probs) / tokens
-    return {"rows": len(pairs), "nats_per_reply": nats / len(pairs), "loss": nats / tokens, "floor": floor,
-            "excess": nats / tokens - floor}  # fmt: skip
+    return {"rows": len(pairs), "nats_per_reply": total / len(pairs), "loss": total / tokens, "floor": floor,
+            "excess": total / tokens - floor}  # fmt: skip
 
 
 def losses(bot: Bot, persona: Persona) -> dict[str, dict]:
@@ -159,7 +175,7 @@ def novelty(persona: Persona, training: dict, replies: list[str]) -> dict:
     """
     known = corpus.training_replies(persona, training)
     composed = [r for r in replies if r not in known and any(can_say(topic, r) for topic in persona.topics.values())]
-    examples = [{"reply": r, "nearest": nearest(r, known)} for r in composed[:5]]
+    examples = [{"reply": r, "nearest": nearest(r, known)} for r in composed[:3]]
     verbatim = sum(r in known for r in replies) / len(replies)
     return {"composed": len(composed) / len(replies), "verbatim": verbatim, "examples": examples}
 

@@ -132,12 +132,17 @@ class GuppyLM(nn.Module):
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.lm_head.weight = self.tok_emb.weight  # tied: reading a token and predicting it share one vector
         self.apply(self._init_weights)
+        # A position should know at once which token it holds, and only learn where it stands; the small gain of the
+        # last norm keeps the first predictions near even all the same.
+        nn.init.normal_(self.tok_emb.weight, std=0.1)
+        nn.init.normal_(self.pos_emb.weight, std=0.001)
+        nn.init.constant_(self.norm.weight, 0.1)
 
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02)  # small, so that the first predictions are near even
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
         if isinstance(module, Attention | FeedForward):
             # Both write into the residual stream. From zero, each block begins as the identity and joins in as it
             # learns; begun at random, they first have to unlearn the noise that they add to each other's input.

@@ -27,7 +27,7 @@ class TrainConfig:
     steps: int = 1750  # optimizer steps, 224,000 conversations
     batch_size: int = 128  # rows of a step: enough that Muon's own matrix products are a small part of it
     micro_batch: int = 32  # rows computed at once; the gradients of several add up to the batch's (accumulation)
-    learning_rate: float = 4.5e-3  # at its highest, after the warm-up
+    learning_rate: float = 3e-3  # at its highest, after the warm-up
     embedding_rate: float = 2.0  # times that for the embeddings: most tokens are rare and must learn when they occur
     warmup_steps: int = 50  # small steps first: AdamW has yet to learn how large the gradients are
     weight_decay: float = 0.1  # pulls matrices towards zero; biases and norms are left alone

@@ -35,6 +35,7 @@ def assert_one_line(result, *expected):
         (["data", "--persona", "gupy"], ["no persona named 'gupy'", "there are customer_service, guppy"]),
         (["data", "--persona", "no.toml"], ["no.toml: can't be read"]),
         (["data", "-n", "0"], ["0 is not a whole number of at least 1"]),
+        (["data", "--topic", "hats", "--sample", "3"], ["--topic hats: guppy knows", "greeting, "]),
         (["train", "--data", "nowhere"], ["nowhere"]),
         (["train", "--device", "abacus"], ["device 'abacus' can't be used here"]),
         (["train", "--steps", "many"], ["--steps"]),
@@ -64,11 +65,23 @@ def test_data_writes_rows_that_train_reads(tmp_path):
     assert result.returncode == 0, result.stderr
     rows = [json.loads(line) for line in (tmp_path / "data" / "train.jsonl").read_text(encoding="utf-8").splitlines()]
     assert set(rows[0]) == {"input", "output", "category"}
-    assert "rows of minnow on 2 topics" in result.stdout
+    assert "eval.jsonl: minnow, 2 topics" in result.stdout and "rows: " in result.stdout and "floor: " in result.stdout
+    assert "minnow.toml: topics: none is called confused" in result.stdout
     result = guppylm("train", "--data", "data", "--out", "fish", "--steps", "2", "--batch-size", "4", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     result = guppylm("chat", "--model", "fish", "--prompt", "hi", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
+
+
+def test_data_prints_samples_and_writes_nothing(tmp_path):
+    result = guppylm("data", "--sample", "4", "--topic", "snail", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert [line.split(".")[:2] for line in lines[::3]] == [["[topics", "snail"]] * 4
+    assert all("user[" in line and "reply[0][" in line for line in lines[::3])
+    assert all(line.startswith("  you> ") for line in lines[1::3])
+    assert all(line.startswith("  guppy> ") for line in lines[2::3])
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_exported_can_be_used_again(tmp_path):
