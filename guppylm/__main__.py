@@ -9,6 +9,7 @@ import json
 import math
 import shlex
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -61,40 +62,85 @@ def train(args: argparse.Namespace) -> None:
     """Train a model and keep it in a folder, with its history and all that resuming needs."""
     import torch
 
-    from guppylm import chat, corpus, datagen, runs
+    from guppylm import chat, corpus, datagen, measure, parallel, runs
     from guppylm import train as training
     from guppylm.device import pick_device, pick_precision
     from guppylm.model import GuppyLM, ModelConfig
+    from guppylm.tokenizer import Tokenizer
 
     chosen = {name: value for name, value in vars(args).items() if name in training.TrainConfig.__annotations__}
-    config = training.TrainConfig(**{name: value for name, value in chosen.items() if value is not None})
-    device = pick_device(args.device)
-    precision = pick_precision(device)
-    if args.data:
-        rows, persona = corpus.read(args.data), {"name": args.data.resolve().name, "summary": ""}
-    else:
-        source = datagen.load_persona(args.persona)
-        rows, persona = corpus.prepare(source, args.rows, args.eval_rows, config.seed), datagen.about(source)
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    source = None if args.data else datagen.load_persona(args.persona)
+    persona = datagen.about(source) if source else {"name": args.data.resolve().name, "summary": ""}
     out = args.out or Path("checkpoints") / persona["name"]
-    torch.manual_seed(config.seed)
-    model = GuppyLM(ModelConfig(vocab_size=rows.tok.vocab_size)).to(device)
-    state = training.start(model, config, precision)
     if args.resume:
-        runs.resume(out, state, rows, config)
+        config = runs.saved_config(out, chosen)
     elif (out / "state.pt").exists() or (out / "model.pt").exists():
         raise ValueError(f"{out}: there is a model already: add --resume to go on, or choose another --out")
-    bot = chat.Bot(model, rows.tok, persona["name"])
-    print(f"{model.n_parameters():,} parameters, {len(rows.train):,} rows, on {device} in {str(precision)[6:]}")
-    unsure = f"as unsure as choosing among {rows.tok.vocab_size:,} tokens"
-    print(f"an untrained model's loss is ln {rows.tok.vocab_size:,} = {math.log(rows.tok.vocab_size):.2f}, {unsure}")
+    else:
+        config = training.TrainConfig(**chosen)
+    tok = Tokenizer.load(args.tokenizer) if args.tokenizer else None
+    rows = (
+        corpus.prepare(source, args.rows, args.eval_rows, config.seed, tok) if source else corpus.read(args.data, tok)
+    )
+    device = parallel.join(pick_device(args.device))
+    precision = pick_precision(device)
+
+    def begin() -> training.State:
+        torch.manual_seed(config.seed)
+        return training.start(GuppyLM(ModelConfig(vocab_size=rows.tok.vocab_size)).to(device), config, precision)
+
+    if args.profile:
+        print(measure.profile(begin(), rows, config))
+        return
+    if args.minutes and not args.resume:
+        config = runs.fit(config, 60 * args.minutes, *measure.seconds(begin(), rows, config))
+    state = begin()
+    if args.resume:
+        runs.resume(out, state, rows)
     command = shlex.join(["guppylm", *sys.argv[1:]])
     drawn = {"rows": len(rows.train)} if args.data else {"rows": args.rows, "eval_rows": args.eval_rows}
     record = {"persona": persona, "training": {"command": command, **drawn}}
-    for progress in show_progress(training.train(state, rows, config), state.step, config.steps):
-        if progress.evaluation:
-            print(runs.describe(progress, config))
-            print(f"  you> {rows.message}\n  {bot.name}> {bot.reply(rows.message, seed=config.seed)}", flush=True)
-            runs.save(out, state, rows, config, record)
+    events = training.train(state, rows, config)
+    if parallel.rank() == 0:
+        bot = chat.Bot(state.model, rows.tok, persona["name"])
+        introduce(state, rows, config)
+        show(events, state, rows, config, bot, out, record)
+    else:
+        for _ in events:  # another process prints and saves
+            pass
+    parallel.leave()
+
+
+def introduce(state, rows, config) -> None:
+    """Say what is about to be trained, and where it starts from."""
+    vocabulary = rows.tok.vocab_size
+    print(f"{state.model.n_parameters():,} parameters, {len(rows.train):,} rows, {config.steps:,} steps, "
+          f"on {state.device} in {str(state.precision)[6:]}")  # fmt: skip
+    print(f"an untrained model's loss is ln {vocabulary:,} = {math.log(vocabulary):.2f}, as unsure as choosing among "
+          f"{vocabulary:,} tokens", flush=True)  # fmt: skip
+
+
+def show(events, state, rows, config, bot, out: Path, record: dict) -> None:
+    """Print what happens while training, save it after each evaluation and every minute, and at Ctrl-C."""
+    from guppylm import runs
+
+    saved = time.monotonic()
+    with runs.interrupts() as interrupted:
+        for progress in show_progress(events, state.step, config.steps):
+            if progress.evaluation:
+                print(runs.describe(progress, config))
+                print(f"  you> {rows.message}\n  {bot.name}> {bot.reply(rows.message, seed=config.seed)}", flush=True)
+                runs.save(out, state, rows, config, record)
+                saved = time.monotonic()
+            elif interrupted or time.monotonic() - saved > 60:
+                runs.save_state(out, state, rows, config)
+                saved = time.monotonic()
+            if interrupted and state.step < config.steps:
+                print(f"stopped after step {state.step} and saved in {out}: the same command with --resume goes on")
+                sys.exit(130)
+    if state.clock.seconds:
+        print(runs.describe_time(state.clock.seconds))
     print(f"saved in {out}: python -m guppylm chat --model {out}")
 
 
@@ -271,9 +317,13 @@ def parser() -> argparse.ArgumentParser:
     add_rows(sub)
     rows = "train on DIR/train.jsonl and DIR/eval.jsonl instead of a persona"
     sub.add_argument("--data", type=Path, metavar="DIR", help=rows)
+    sub.add_argument("--tokenizer", type=Path, metavar="FILE", help="keep the vocabulary of this tokenizer.json")
     sub.add_argument("--out", type=Path, metavar="DIR", help="where to keep the model (default: checkpoints/NAME)")
-    sub.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    sub.add_argument("--steps", type=whole, help="optimizer steps")
+    sub.add_argument("--resume", action="store_true", help="go on with the run in --out, in its settings")
+    sub.add_argument("--profile", action="store_true", help="train nothing: time some steps, and say where it goes")
+    length = sub.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=whole, help="optimizer steps")
+    length.add_argument("--minutes", type=positive, help="as many steps as fit into so many minutes here")
     sub.add_argument("--batch-size", type=whole, help="rows of a step")
     sub.add_argument("--micro-batch", type=whole, help="rows computed at once: less memory, the same gradients")
     sub.add_argument("--learning-rate", type=positive, help="the highest of the schedule")

@@ -1,4 +1,4 @@
-"""The data card: what is in the rows, what the templates could say beyond them, and what is thin or wrong in a draft."""
+"""The data card: what is in the rows, what the templates could say beyond them, and what is wrong with a draft."""
 
 import math
 import re
@@ -149,7 +149,9 @@ def _in_two_topics(made: list[Conversation]) -> list[str]:
         other = first.setdefault(_bare(c.message), c)
         if other.topic != c.topic:
             places = [f"{each.exchange.place}.{each.entries[0]}" for each in (other, c)]
-            found.setdefault(frozenset(places), f"{places[1]}: {c.message!r} can be said by {places[0]} too: change one of them")
+            found.setdefault(
+                frozenset(places), f"{places[1]}: {c.message!r} can be said by {places[0]} too: change one of them"
+            )
     return list(found.values())
 
 
@@ -158,7 +160,9 @@ def _bare(message: str) -> str:
 
 
 def _sayable_tests(persona: Persona) -> list[str]:
-    lines = [(e, i, line) for topic in persona.topics.values() for e in topic.exchanges for i, line in enumerate(e.user)]
+    lines = [
+        (e, i, line) for topic in persona.topics.values() for e in topic.exchanges for i, line in enumerate(e.user)
+    ]
     return [
         f"topics.{name}.test: {test!r} is no test, {exchange.place}.user[{i}] can say it: change one of them"
         for name, topic in persona.topics.items()
@@ -199,7 +203,8 @@ def _repeats(made: list[Conversation]) -> list[str]:
         sentences = re.split(r"(?<=[.!?])\s+", c.reply.lower())
         twice = next((s for s in sentences if sentences.count(s) > 1 and len(s.split()) > 1), None)
         if twice:
-            found.setdefault(c.exchange.place, f"{c.exchange.place}.reply: can say {twice!r} twice in one reply: {c.reply!r}. "
+            said = f"can say {twice!r} twice in one reply: {c.reply!r}. "
+            found.setdefault(c.exchange.place, f"{c.exchange.place}.reply: {said}"
                              "Parts that follow each other need texts of their own")  # fmt: skip
     return list(found.values())
 

@@ -4,9 +4,11 @@ Weights are read with `weights_only=True`: a pickle can run any program, a file 
 written whole under another name and then moved into place, so that no crash leaves half a file behind.
 """
 
+import io
 import json
 import os
 import pickle
+import zipfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -33,15 +35,26 @@ class CheckpointError(ValueError):
 
 
 def write_whole(file: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside `file`, then move it into place in one step."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.{os.getpid()}")
+    """Let `write` fill a file beside `file`, then move it into place in one step. CheckpointError where it can't."""
+    part = file.with_name(f".{file.name}.part")  # what a crash leaves behind, the next run overwrites
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         write(part)
         os.replace(part, file)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        intact = "; the file that was there is intact" if file.is_file() else ""
+        raise CheckpointError(f"{file}: can't be written: {error.strerror}{intact}") from error
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def write_tensors(file: Path, tensors: dict) -> None:
+    """Write what `read_tensors` reads, whole."""
+    memory = io.BytesIO()  # torch turns a full disk into an error of its own; plain bytes give the system's
+    torch.save(tensors, memory)
+    write_whole(file, lambda part: part.write_bytes(memory.getbuffer()))
 
 
 def write_text(file: Path, text: str) -> None:
@@ -53,7 +66,7 @@ def save(folder: Path, model: GuppyLM, tok: Tokenizer, record: dict, dtype: torc
     """Write model, tokenizer and `record` (who it is and how it was trained) into `folder`."""
     weights = {name: tensor.detach().to("cpu", dtype) for name, tensor in model.state_dict().items()}
     weights["lm_head.weight"] = weights["tok_emb.weight"]  # tied: one tensor under two names, stored once
-    write_whole(folder / "model.pt", lambda part: torch.save(weights, part))
+    write_tensors(folder / "model.pt", weights)
     write_text(folder / "tokenizer.json", tok.to_json())
     write_text(folder / "config.json", json.dumps({"model": asdict(model.config), **record}, indent=2) + "\n")
 
@@ -98,10 +111,14 @@ def load(folder: Path, device: torch.device) -> tuple[GuppyLM, Tokenizer, dict]:
 def read_tensors(file: Path) -> dict:
     """Read what torch.save wrote, without running any code that may be in it."""
     try:
+        if zipfile.is_zipfile(file) and (damaged := zipfile.ZipFile(file).testzip()):  # torch.load checks no sums
+            raise CheckpointError(f"{file}: is damaged, in {damaged}: it was not loaded")
         return torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{file}: {error.strerror}") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except CheckpointError:
+        raise
+    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise CheckpointError(f"{file}: is damaged, or holds more than tensors: it was not loaded") from error
 
 

@@ -1,5 +1,6 @@
 """What a model is trained on: conversations as token ids, and others kept apart to measure on."""
 
+import hashlib
 import json
 import math
 import random
@@ -11,6 +12,8 @@ from typing import NamedTuple
 from guppylm import datagen, tokenizer
 from guppylm.checkpoint import write_text
 from guppylm.tokenizer import Tokenizer
+
+CONTEXT = 128  # tokens of the longest conversation that a model of the default size can read
 
 
 class Row(NamedTuple):
@@ -32,6 +35,7 @@ class Corpus:
     tok: Tokenizer
     train: list[Row]  # of the first pass
     evaluation: list[Row]
+    texts: str  # the SHA-256 of the rows, by which a run that goes on knows that they are the same
     message: str  # one of the evaluation rows', to be answered again and again as training goes on
     floor: float | None = None  # nats a reply that no model can get under on the evaluation rows, where it is known
     draw: Callable[[int], list[Row]] | None = None  # as many rows for a later pass; None: the same ones again
@@ -42,26 +46,28 @@ class Corpus:
 
 
 def prepare(
-    persona: datagen.Persona, n: int = 60_000, n_eval: int = 1_000, seed: int = 0, context_length: int = 128
+    persona: datagen.Persona, n: int = 60_000, n_eval: int = 1_000, seed: int = 0, tok: Tokenizer | None = None
 ) -> Corpus:
-    """n conversations of a persona to train on, n_eval others to measure on, and a tokenizer trained on the former.
+    """n conversations of a persona to train on, n_eval others to measure on, and a tokenizer.
+
+    The tokenizer is trained on the former, where none is given.
 
     Every later pass draws new conversations: a model can't learn by heart what it meets but once.
-    PersonaError where a conversation is longer than context_length tokens.
+    PersonaError where a conversation is longer than the context, CONTEXT tokens.
     """
     made = list(datagen.conversations(persona, n + n_eval, seed))
     train, held = datagen.split([c.row() for c in made], n_eval)
     origin = {(c.message, c.reply): c for c in made}
     kept_apart = {(row["input"], row["output"]) for row in held}
-    said = [origin[pair] for pair in kept_apart]
+    said = [origin[row["input"], row["output"]] for row in held]
     floor = -sum(datagen.reply_log_prob(c.exchange, c.shared, c.reply) for c in said) / len(said)
-    tok = tokenizer.train(tokenizer.conversation_texts(train))
+    tok = tok or tokenizer.train(tokenizer.conversation_texts(train))
 
     def fitting(c: datagen.Conversation) -> Row:
         row = Row(*tok.encode_conversation(c.message, c.reply))
-        if len(row.ids) > context_length:
+        if len(row.ids) > CONTEXT:
             entries = f"{persona.file}: {c.exchange.place}: {', '.join(c.entries)}"
-            too_long = f"make a conversation of {len(row.ids)} tokens, and {context_length} fit"
+            too_long = f"make a conversation of {len(row.ids)} tokens, and {CONTEXT} fit"
             longer = "line" if 2 * row.prompt > len(row.ids) else "reply"
             raise datagen.PersonaError(f"{entries}: {too_long}: shorten the {longer}")
         return row
@@ -70,7 +76,7 @@ def prepare(
         return [fitting(c) for c in draw_again(persona, seed, number, len(train), kept_apart)]
 
     first, apart = ([fitting(origin[row["input"], row["output"]]) for row in rows] for rows in (train, held))
-    return Corpus(tok, first, apart, held[0]["input"], floor, draw)
+    return Corpus(tok, first, apart, digest(train + held), held[0]["input"], floor, draw)
 
 
 def draw_again(
@@ -98,16 +104,16 @@ def training_replies(persona: datagen.Persona, training: dict) -> set[str]:
     return replies
 
 
-def read(folder: Path, context_length: int = 128) -> Corpus:
+def read(folder: Path, tok: Tokenizer | None = None) -> Corpus:
     """folder/train.jsonl and folder/eval.jsonl as a corpus. ValueError names the file and line of a mistake."""
     train, held = read_rows(folder / "train.jsonl"), read_rows(folder / "eval.jsonl")
-    tok = tokenizer.train(tokenizer.conversation_texts(train))
-    corpus = Corpus(tok, encode(train, tok), encode(held, tok), held[0]["input"])
+    tok = tok or tokenizer.train(tokenizer.conversation_texts(train))
+    corpus = Corpus(tok, encode(train, tok), encode(held, tok), digest(train + held), held[0]["input"])
     for name, rows in (("train", corpus.train), ("eval", corpus.evaluation)):
         for i, row in enumerate(rows):
-            if len(row.ids) > context_length:
+            if len(row.ids) > CONTEXT:
                 place = f"{folder / name}.jsonl: row {i + 1}"
-                raise ValueError(f"{place}: has {len(row.ids)} tokens, and {context_length} fit")
+                raise ValueError(f"{place}: has {len(row.ids)} tokens, and {CONTEXT} fit")
     return corpus
 
 
@@ -129,6 +135,11 @@ def write_rows(folder: Path, train: list[dict[str, str]], held: list[dict[str, s
     """Write folder/train.jsonl and folder/eval.jsonl, which `read` reads."""
     for name, rows in (("train", train), ("eval", held)):
         write_text(folder / f"{name}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def digest(rows: list[dict[str, str]]) -> str:
+    """A short name for exactly these rows."""
+    return hashlib.sha256(json.dumps([(row["input"], row["output"]) for row in rows]).encode()).hexdigest()
 
 
 def encode(rows: Iterable[dict[str, str]], tok: Tokenizer) -> list[Row]:

@@ -113,8 +113,8 @@ def test_phrasings(persona: Persona) -> list[dict]:
 def score(persona: Persona, prompts: list[dict], answers: list[Answer]) -> dict:
     """Judge the answers to the prompts, one each; a prompt may be there several times.
 
-    Returns {"prompts": number of different ones, "on_topic", "sayable": shares from 0 to 1, "topics": {topic: share on topic}, worst
-    first, "misses": [{"prompt", "topic", "reply", "said_by"}]}.
+    Returns {"prompts": number of different ones, "on_topic", "sayable": shares from 0 to 1,
+    "topics": {topic: share on topic}, worst first, "misses": [{"prompt", "topic", "reply", "said_by"}]}.
     """
     misses, right, asked = [], Counter(), Counter()
     for prompt, (reply, _) in zip(prompts, answers, strict=True):
@@ -128,7 +128,8 @@ def score(persona: Persona, prompts: list[dict], answers: list[Answer]) -> dict:
     n, unsayable = asked.total(), sum(not miss["said_by"] for miss in misses)
     shares = {topic: right[topic] / asked[topic] for topic in asked}
     topics = dict(sorted(shares.items(), key=lambda item: item[1]))
-    return {"prompts": len({prompt["prompt"] for prompt in prompts}), "on_topic": 1 - len(misses) / n, "sayable": 1 - unsayable / n,
+    different = len({prompt["prompt"] for prompt in prompts})
+    return {"prompts": different, "on_topic": 1 - len(misses) / n, "sayable": 1 - unsayable / n,
             "topics": topics, "misses": misses}  # fmt: skip
 
 

@@ -162,9 +162,15 @@ class GuppyLM(nn.Module):
             x = block(x)
         return self.norm(x)
 
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """Token ids (B, T) -> logits (B, T, V): at each position, a score for each token that may come next."""
-        return self.lm_head(self.hidden(ids))  # (B, T, C) @ (C, V) -> (B, T, V)
+    def forward(self, ids: torch.Tensor, where: torch.Tensor | None = None) -> torch.Tensor:
+        """Token ids (B, T) -> logits (B, T, V): at each position, a score for each token that may come next.
+
+        With `where` (B, T), the logits (N, V) of the N positions where it is True: the others cost nothing.
+        """
+        hidden = self.hidden(ids)  # (B, T, C)
+        if where is not None:
+            hidden = hidden[where]  # (B, T, C) -> (N, C)
+        return self.lm_head(hidden)  # (..., C) @ (C, V) -> (..., V)
 
     @torch.no_grad()
     def attention(self, ids: torch.Tensor) -> list[AttentionSteps]:

@@ -3,7 +3,10 @@
 import hashlib
 import json
 import math
-from dataclasses import asdict
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -14,50 +17,108 @@ from guppylm.train import Progress, State, TrainConfig
 
 
 def save(folder: Path, state: State, corpus: Corpus, config: TrainConfig, record: dict) -> None:
-    """Write the model as a checkpoint, its history, and the state that `resume` needs."""
+    """Write the model as a checkpoint with its history, after an evaluation, and the state that `resume` needs.
+
+    The state comes last: a run that dies in between goes on from the state before, and writes the rest again.
+    """
     last = state.history[-1]
     losses = {name: last[name] for name in ("step", "eval_loss", "floor")}
     training = {**record["training"], **asdict(config), **losses, "precision": str(state.precision)}
     checkpoint.save(folder, state.model, corpus.tok, {**record, "training": training})
     history = "".join(json.dumps(row) + "\n" for row in state.history)
     checkpoint.write_text(folder / "history.jsonl", history)
+    save_state(folder, state, corpus, config)
+
+
+def save_state(folder: Path, state: State, corpus: Corpus, config: TrainConfig) -> None:
+    """Write state.pt: all that it takes to go on as if nothing had happened."""
     kept = {
+        "config": asdict(config),
+        "run": fingerprint(corpus),
         "model": state.model.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in state.optimizers],
         "scaler": state.scaler.state_dict(),
-        "step": state.step,
+        "step": state.step,  # with the config's seed, also the place in the data
+        "losses": state.losses,
         "history": state.history,
-        "run": fingerprint(corpus, config),
+        "random": torch.get_rng_state(),  # dropout draws from these
+        "random_cuda": torch.cuda.get_rng_state_all() if state.device.type == "cuda" else [],
     }
-    checkpoint.write_whole(folder / "state.pt", lambda part: torch.save(kept, part))
+    checkpoint.write_tensors(folder / "state.pt", kept)
 
 
-def resume(folder: Path, state: State, corpus: Corpus, config: TrainConfig) -> None:
+def saved_config(folder: Path, changes: dict) -> TrainConfig:
+    """The settings of the run in `folder`. ValueError where `changes` are others."""
+    config = checkpoint.read_tensors(folder / "state.pt")["config"]
+    for name, value in changes.items():
+        if config[name] != value:
+            raise ValueError(f"{folder}: can't resume: {name} was {config[name]}, now it is {value}")
+    return TrainConfig(**config)
+
+
+def resume(folder: Path, state: State, corpus: Corpus) -> None:
     """Bring `state` to where the run in `folder` was last saved. ValueError where that was another run."""
     kept = checkpoint.read_tensors(folder / "state.pt")
-    for name, value in fingerprint(corpus, config).items():
-        if kept["run"].get(name) != value:
-            raise ValueError(f"{folder}: can't resume: {name} was {kept['run'].get(name)}, now it is {value}")
+    for name, value in fingerprint(corpus).items():
+        if kept["run"][name] != value:
+            raise ValueError(f"{folder}: can't resume: the {name} changed since this run began; choose another --out")
     state.model.load_state_dict(kept["model"])
     for optimizer, values in zip(state.optimizers, kept["optimizers"], strict=True):
         optimizer.load_state_dict(values)
     state.scaler.load_state_dict(kept["scaler"])
-    state.step, state.history = kept["step"], kept["history"]
+    state.step, state.losses, state.history = kept["step"], kept["losses"], kept["history"]
+    torch.set_rng_state(kept["random"])
+    if state.device.type == "cuda" and len(kept["random_cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(kept["random_cuda"])
 
 
-def fingerprint(corpus: Corpus, config: TrainConfig) -> dict:
-    """What has to be the same when a run goes on."""
-    rows = hashlib.sha256(repr((corpus.train, corpus.evaluation)).encode()).hexdigest()
-    return {**asdict(config), "rows and tokenizer": rows[:16]}
+def fingerprint(corpus: Corpus) -> dict[str, str]:
+    """What has to be the same when a run goes on, besides its config."""
+    parts = {"rows (the persona, --data or --rows)": corpus.texts, "tokenizer": corpus.tok.to_json()}
+    return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in parts.items()}
+
+
+def fit(config: TrainConfig, seconds: float, per_step: float, per_evaluation: float) -> TrainConfig:
+    """The config with as many steps as fit into the seconds, evaluated ten times, a tenth of them warm-up."""
+    steps = max(1, int((seconds - 10 * per_evaluation) / per_step))
+    warmup = min(config.warmup_steps, steps // 10)
+    return replace(config, steps=steps, warmup_steps=warmup, eval_every=max(1, math.ceil(steps / 10)))
+
+
+@contextmanager
+def interrupts() -> Iterator[list[int]]:
+    """Ctrl-C inside fills the list instead of stopping the program at any point, half a step done. Twice stops it."""
+    caught: list[int] = []
+
+    def catch(number, frame):
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    before = signal.signal(signal.SIGINT, catch)
+    try:
+        yield caught
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def describe(progress: Progress, config: TrainConfig) -> str:
     """An evaluation as a line to read while waiting."""
-    row = progress.evaluation
-    floor = "" if row["floor"] is None else f", floor {row['floor']:.3f}"
+    row, floor = progress.evaluation, progress.evaluation["floor"]
+    above = "" if floor is None else f", {row['eval_loss'] - floor:.3f} above the floor"
+    learned = f"training {row['train_loss']:.3f}"
+    if floor is not None and row["train_loss"] < floor:
+        learned += ", under the floor: memorisation"
     left = progress.seconds / progress.steps_run * (config.steps - progress.step) / 60
     return (
-        f"step {progress.step}/{config.steps}: loss {row['eval_loss']:.3f}, as unsure as choosing among "
-        f"{math.exp(row['eval_loss']):.1f} tokens (training {row['train_loss']:.3f}{floor}); "
+        f"step {progress.step}/{config.steps}: loss {row['eval_loss']:.3f}{above}, as unsure as choosing among "
+        f"{math.exp(row['eval_loss']):.1f} tokens ({learned}); "
         f"{progress.tokens_run / progress.seconds:,.0f} tokens/s, {left:.0f} min left"
     )
+
+
+def describe_time(seconds: dict[str, float]) -> str:
+    """Where the time went, in one line, the largest share first."""
+    total = sum(seconds.values())
+    shares = sorted(seconds.items(), key=lambda item: -item[1])
+    return f"{total / 60:.1f} min: " + ", ".join(f"{what} {time / total:.0%}" for what, time in shares)

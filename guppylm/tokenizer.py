@@ -6,7 +6,8 @@ full (Sennrich et al. 2016; on bytes, as in GPT-2). One conversation is the sequ
 
     <|im_start|>user\\n{message}<|im_end|>\\n<|im_start|>assistant\\n{reply}<|im_end|>
 
-with the message in lower case. The special tokens have ids that no text encodes to: `<|im_end|>` typed by a user is ten plain characters.
+with the message in lower case. The special tokens have ids that no text encodes to: `<|im_end|>` typed by a user is
+ten plain characters.
 """
 
 import json

@@ -6,18 +6,24 @@ Shapes: B rows of a batch, T time (position), C channels, V vocabulary, N the po
 import math
 import random
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from guppylm import parallel
 from guppylm.corpus import Corpus, Row
 from guppylm.device import mixed_precision
 from guppylm.model import GuppyLM
 from guppylm.muon import Muon
 from guppylm.tokenizer import PAD
+
+
+ADVICE = "try a lower --learning-rate; the weights that were saved last are good"
 
 
 @dataclass(frozen=True)
@@ -89,15 +95,36 @@ def micro_batches(rows: list[Row], config: TrainConfig, device: torch.device) ->
         yield make_batch(rows[i : i + config.micro_batch], device)
 
 
+class Diverged(ValueError):
+    """A loss or gradient that is not a number any more: one line that says where, and what to try."""
+
+
+class Clock:
+    """Where the time goes: `lap` counts what has passed since the lap before as time for something."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.seconds, self.last = device, Counter(), time.perf_counter()
+
+    def lap(self, what: str) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # a GPU works behind our back: wait until it has finished
+        now = time.perf_counter()
+        self.seconds[what] += now - self.last
+        self.last = now
+
+
 @dataclass
 class State:
     """All that changes while training."""
 
     model: GuppyLM
+    parallel: nn.Module  # the same model, such that processes that train together share their gradients
     optimizers: list[torch.optim.Optimizer]
     scaler: torch.amp.GradScaler
     precision: torch.dtype
+    clock: Clock
     step: int = 0
+    losses: list[float] = field(default_factory=list)  # of the steps since the last evaluation
     history: list[dict] = field(default_factory=list)  # one row an evaluation
 
     @property
@@ -123,7 +150,7 @@ def start(model: GuppyLM, config: TrainConfig, precision: torch.dtype) -> State:
     # Gradients below 6e-8 are zero in float16. The scaler multiplies the loss by a large number, so that they
     # survive, and divides it out again before the step. bfloat16 has float32's range and needs none.
     scaler = torch.amp.GradScaler(enabled=precision == torch.float16)
-    return State(model, optimizers, scaler, precision)
+    return State(model, parallel.wrap(model), optimizers, scaler, precision, Clock(model.tok_emb.weight.device))
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -134,48 +161,60 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return config.learning_rate * (1 + math.cos(math.pi * done)) / 2
 
 
-def nats(model: GuppyLM, batch: Batch, precision: torch.dtype) -> torch.Tensor:
+def nats(model: nn.Module, batch: Batch, precision: torch.dtype) -> torch.Tensor:
     """The sum of -ln of the probabilities that the model gives to the targets that count."""
     with mixed_precision(batch.inputs.device, precision):
-        hidden = model.hidden(batch.inputs)  # (B, T, C)
-        logits = model.lm_head(hidden[batch.counts])  # (N, C) @ (C, V) -> (N, V): none where there is no loss
+        logits = model(batch.inputs, batch.counts)  # (N, V): none where there is no loss
     return F.cross_entropy(logits.float(), batch.targets[batch.counts], reduction="sum")
 
 
 def backward(state: State, rows: list[Row], config: TrainConfig) -> float:
-    """Gradients of the mean loss over the rows, added up over micro-batches; returns nats a reply token."""
+    """Gradients of the mean loss over the rows, added up over micro-batches; returns nats a reply token.
+
+    Processes that train together take every n-th row each. Their gradients are averaged, so each counts n times.
+    """
     tokens = sum(row.reply_tokens for row in rows)  # one mean over all of them, however they are divided
-    total = 0.0
-    for batch in micro_batches(rows, config, state.device):
-        loss = nats(state.model, batch, state.precision) / tokens
-        state.scaler.scale(loss).backward()
+    own = rows[parallel.rank() :: parallel.size()]
+    batches, total = list(micro_batches(own, config, state.device)), 0.0
+    state.clock.lap("data")
+    for i, batch in enumerate(batches, start=1):
+        with parallel.gradients_meet(state.parallel, i == len(batches)):
+            loss = nats(state.parallel, batch, state.precision) / tokens
+            state.clock.lap("forward")
+            state.scaler.scale(loss * parallel.size()).backward()
         total += loss.item()
-    return total
+        state.clock.lap("backward")
+    return parallel.total(total, state.device)
 
 
 def update(state: State, config: TrainConfig) -> float:
-    """One step of the optimizer along the gradients; returns the length they had before clipping."""
+    """One step of the optimizers along the gradients; returns the length they had before clipping.
+
+    Diverged where that is not finite, before a weight is changed. (With a scaler it may be: that step is left out.)
+    """
     for optimizer in state.optimizers:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(state.step, config) * group["rate"]
         state.scaler.unscale_(optimizer)
-    length = torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.grad_clip)
+    length = float(torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.grad_clip))
+    if not math.isfinite(length) and not state.scaler.is_enabled():
+        raise Diverged(f"step {state.step + 1}: the gradients are {length}: {ADVICE}")
     for optimizer in state.optimizers:
         state.scaler.step(optimizer)
     state.scaler.update()
     state.model.zero_grad(set_to_none=True)
     state.step += 1
-    return float(length)
+    return length
 
 
 @torch.no_grad()
 def evaluate(state: State, rows: list[Row], config: TrainConfig) -> float:
     """Nats over all reply tokens of the rows, each reply's <|im_end|> included."""
     state.model.eval()
-    batches = micro_batches(rows, config, state.device)
+    batches = micro_batches(rows[parallel.rank() :: parallel.size()], config, state.device)
     total = sum(nats(state.model, batch, state.precision).item() for batch in batches)
     state.model.train()
-    return total
+    return parallel.total(total, state.device)
 
 
 class Progress(NamedTuple):
@@ -192,26 +231,36 @@ class Progress(NamedTuple):
 
 
 def train(state: State, corpus: Corpus, config: TrainConfig) -> Iterator[Progress]:
-    """The training loop: from state.step on, yields a Progress after every step."""
+    """The training loop: from state.step on, yields a Progress after every step. Diverged where the loss is lost."""
     state.model.train()
-    began, tokens_run, recent = time.perf_counter(), 0, []
+    began, tokens_run = time.perf_counter(), 0
     for steps_run, rows in enumerate(batches(corpus, config, state.step), start=1):
         lr = learning_rate(state.step, config)
         loss = backward(state, rows, config)
+        if not math.isfinite(loss):
+            raise Diverged(f"step {state.step + 1}: the loss is {loss}: {ADVICE}")
         grad_norm = update(state, config)
-        recent.append(loss)
+        state.losses.append(loss)
+        state.clock.lap("optimizer")
         evaluation = None
         if state.step % config.eval_every == 0 or state.step == config.steps:
-            total = evaluate(state, corpus.evaluation, config)
-            replies, tokens = len(corpus.evaluation), sum(row.reply_tokens for row in corpus.evaluation)
-            evaluation = {
-                "step": state.step,
-                "train_loss": sum(recent) / len(recent),  # nats a token, mean since the evaluation before
-                "eval_loss": total / tokens,  # nats a token
-                "nats_per_reply": total / replies,
-                "floor": None if corpus.floor is None else corpus.floor * replies / tokens,  # nats a token
-            }
+            evaluation = measure(state, corpus, config)
             state.history.append(evaluation)
-            recent = []
+            state.losses = []
+            state.clock.lap("evaluation")
         tokens_run += sum(len(row.ids) for row in rows)
         yield Progress(state.step, loss, lr, grad_norm, time.perf_counter() - began, steps_run, tokens_run, evaluation)
+        state.clock.lap("printing and saving")
+
+
+def measure(state: State, corpus: Corpus, config: TrainConfig) -> dict:
+    """A row of the history. All losses are in nats a token, but nats_per_reply."""
+    replies, tokens = len(corpus.evaluation), sum(row.reply_tokens for row in corpus.evaluation)
+    total = evaluate(state, corpus.evaluation, config)
+    return {
+        "step": state.step,
+        "train_loss": sum(state.losses) / len(state.losses),  # mean since the evaluation before
+        "eval_loss": total / tokens,
+        "nats_per_reply": total / replies,
+        "floor": None if corpus.floor is None else corpus.floor * replies / tokens,
+    }

@@ -70,7 +70,11 @@ def test_a_leak_is_counted(small):
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        ("[topics.home]\nweight", "[topics.home]\nweight", "topics.home.reply: can say 35 different replies, and about"),
+        (
+            "[topics.home]\nweight",
+            "[topics.home]\nweight",
+            "topics.home.reply: can say 35 different replies, and about",
+        ),
         ("[topics.home]\nweight", "[topics.home]\nweight", "topics.food.user: only 6 different messages"),
         ("[topics.home]\nweight", "[topics.home]\nweight", "topics: none is called confused"),
         ('"where do you live?"', '"where do you live?", "i have {food} for you."', "can be said by topics"),
@@ -89,7 +93,9 @@ def test_what_is_thin_or_wrong_is_said(draft, old, new, expected):
 
 def test_a_message_of_noise_is_no_conflict(draft):
     """A dropped word may make two messages alike; what is compared is what was written."""
-    assert not [line for line in draft("[words]", "[noise]\ndrop_word = 1\ntypo = 1\n[words]") if "can be said by" in line]
+    assert not [
+        line for line in draft("[words]", "[noise]\ndrop_word = 1\ntypo = 1\n[words]") if "can be said by" in line
+    ]
 
 
 def test_nothing_is_wrong_with_guppy(guppy, guppy_rows):

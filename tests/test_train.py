@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import time
 
 import pytest
 import torch
@@ -138,7 +139,7 @@ def test_our_muon_steps_as_torchs_does(small_corpus):
 
 
 def test_training_learns_and_says_how_it_goes(small_corpus):
-    config = TrainConfig(steps=80, batch_size=16, micro_batch=8, warmup_steps=8, eval_every=40, learning_rate=5e-3)
+    config = TrainConfig(steps=80, batch_size=16, micro_batch=8, warmup_steps=8, eval_every=40, learning_rate=1e-2)
     state = start(small_corpus, config)
     events = list(train.train(state, small_corpus, config))
     assert [event.step for event in events] == list(range(1, 81))
@@ -160,32 +161,36 @@ def test_evaluation_counts_replies_and_their_end_tokens(small_corpus):
     assert train.evaluate(state, rows, TrainConfig(micro_batch=20)) == pytest.approx(total, rel=1e-5)
 
 
-def test_a_run_that_is_resumed_ends_where_it_would_have_ended(small_corpus, tmp_path):
-    straight = start(small_corpus)
-    list(train.train(straight, small_corpus, CONFIG))
-    broken = start(small_corpus)
-    for event in train.train(broken, small_corpus, CONFIG):
-        if event.evaluation:
-            runs.save(tmp_path, broken, small_corpus, CONFIG, {"training": {}})
-        if event.step == 7:
-            break
-    again = start(small_corpus)
-    runs.resume(tmp_path, again, small_corpus, CONFIG)
-    assert again.step == 5
-    list(train.train(again, small_corpus, CONFIG))
-    for a, b in zip(straight.model.parameters(), again.model.parameters(), strict=True):
-        assert torch.equal(a, b)
-    assert again.history == straight.history
-
-
-def test_a_changed_run_is_not_resumed(small, small_corpus, tmp_path):
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_stops_before_it_spoils_the_weights(small_corpus, monkeypatch, broken):
     state = start(small_corpus)
+    events = train.train(state, small_corpus, CONFIG)
+    next(events)
+    good = [p.clone() for p in state.model.parameters()]
+    whole = train.nats
+    monkeypatch.setattr(train, "nats", lambda *args: whole(*args) * broken)
+    with pytest.raises(train.Diverged, match="step 2: the loss is (nan|inf): try a lower --learning-rate"):
+        next(events)
+    assert all(torch.equal(a, b) for a, b in zip(good, state.model.parameters(), strict=True))
+
+
+def test_a_gradient_that_is_no_number_stops_too(small_corpus):
+    state = start(small_corpus)
+    train.backward(state, small_corpus.train[:4], CONFIG)
+    good = state.model.norm.weight.clone()
+    state.model.norm.weight.grad[0] = math.nan
+    with pytest.raises(train.Diverged, match="step 1: the gradients are nan"):
+        train.update(state, CONFIG)
+    assert torch.equal(good, state.model.norm.weight)
+
+
+def test_the_clock_counts_all_the_time(small_corpus):
+    state = start(small_corpus)
+    began = time.perf_counter()
     list(train.train(state, small_corpus, CONFIG))
-    runs.save(tmp_path, state, small_corpus, CONFIG, {"training": {}})
-    with pytest.raises(ValueError, match="can't resume: steps was 12, now it is 30"):
-        runs.resume(tmp_path, state, small_corpus, TrainConfig(**{**vars(CONFIG), "steps": 30}))
-    with pytest.raises(ValueError, match="can't resume: rows and tokenizer was"):
-        runs.resume(tmp_path, state, corpus.prepare(small, 200, 20, seed=5), CONFIG)
+    seconds = state.clock.seconds
+    assert set(seconds) == {"data", "forward", "backward", "optimizer", "evaluation", "printing and saving"}
+    assert sum(seconds.values()) == pytest.approx(time.perf_counter() - began, rel=0.2)
 
 
 def test_the_floor_is_the_entropy_of_the_templates(small, small_corpus):

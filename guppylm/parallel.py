@@ -1,0 +1,63 @@
+"""Training in several processes at once, which torchrun starts and connects. Alone, every function here does nothing.
+
+Each process holds the whole model and reads its share of the rows of a step. Their gradients are added up before the
+optimizers step, so all copies of the model stay equal, and equal to that of one process that read all rows.
+"""
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+def join(device: torch.device) -> torch.device:
+    """Meet the other processes if torchrun started this one; returns the device that is this process's own."""
+    if "WORLD_SIZE" not in os.environ:
+        return device
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return device
+
+
+def leave() -> None:
+    """Take leave of the other processes at the end."""
+    if _joined():
+        dist.destroy_process_group()
+
+
+def _joined() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """The number of this process, from 0. Number 0 is the one that prints and writes."""
+    return dist.get_rank() if _joined() else 0
+
+
+def size() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if _joined() else 1
+
+
+def wrap(model: nn.Module) -> nn.Module:
+    """The model, such that a backward pass through it averages the gradients of all processes."""
+    return DistributedDataParallel(model) if _joined() else model
+
+
+def gradients_meet(model: nn.Module, now: bool) -> AbstractContextManager:
+    """Whether the backward pass inside exchanges gradients: of several that accumulate, only the last has to."""
+    return nullcontext() if now or not _joined() else model.no_sync()
+
+
+def total(value: float, device: torch.device) -> float:
+    """The sum of the values that the processes bring."""
+    if not _joined():
+        return value
+    values = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.all_reduce(values)
+    return values.item()

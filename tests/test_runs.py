@@ -1,0 +1,235 @@
+"""Nothing lost: a run that is interrupted, killed or out of disk goes on as if nothing had happened."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SMALL
+
+from guppylm import checkpoint, corpus, measure, runs, tokenizer, train
+from guppylm.checkpoint import CheckpointError
+from guppylm.model import GuppyLM, ModelConfig
+from guppylm.train import TrainConfig
+
+ROOT = Path(__file__).parent.parent
+ENV = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}", "PYTHONIOENCODING": "utf-8"}
+CONFIG = TrainConfig(steps=12, batch_size=8, micro_batch=3, warmup_steps=4, eval_every=5, learning_rate=5e-3)
+
+
+def start(corpus, config=CONFIG):
+    torch.manual_seed(0)
+    sizes = ModelConfig(vocab_size=corpus.tok.vocab_size, d_model=32, n_layers=2, n_heads=2, d_ff=64, dropout=0.1)
+    return train.start(GuppyLM(sizes), config, torch.float32)
+
+
+@pytest.mark.parametrize("stop", [5, 7])  # at an evaluation, and between two
+def test_a_run_that_is_resumed_ends_where_it_would_have_ended(small_corpus, tmp_path, stop):
+    """With dropout, so that the random state counts; even the training loss of the interval goes on."""
+    straight = start(small_corpus)
+    list(train.train(straight, small_corpus, CONFIG))
+    broken = start(small_corpus)
+    next(event for event in train.train(broken, small_corpus, CONFIG) if event.step == stop)
+    runs.save_state(tmp_path, broken, small_corpus, CONFIG)
+    torch.manual_seed(99)
+    again = start(small_corpus)
+    runs.resume(tmp_path, again, small_corpus)
+    assert again.step == stop
+    list(train.train(again, small_corpus, runs.saved_config(tmp_path, {"batch_size": 8})))
+    for a, b in zip(straight.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert again.history == straight.history
+
+
+def test_a_changed_run_is_not_resumed_and_says_what_changed(small, small_corpus, tmp_path):
+    state = start(small_corpus)
+    list(train.train(state, small_corpus, CONFIG))
+    runs.save(tmp_path, state, small_corpus, CONFIG, {"training": {}})
+    with pytest.raises(ValueError, match="can't resume: steps was 12, now it is 30"):
+        runs.saved_config(tmp_path, {"steps": 30})
+    with pytest.raises(ValueError, match=r"can't resume: the rows \(the persona, --data or --rows\) changed"):
+        runs.resume(tmp_path, state, corpus.prepare(small, 200, 20, seed=5))
+    other = tokenizer.train(["user\nhello", "assistant\nhello"], 280)
+    with pytest.raises(ValueError, match="can't resume: the tokenizer changed"):
+        runs.resume(tmp_path, state, corpus.prepare(small, 200, 20, tok=other))
+
+
+LIFE = """
+import sys, torch
+from conftest import SMALL
+from guppylm import corpus, datagen, runs, train
+from guppylm.model import GuppyLM, ModelConfig
+from guppylm.train import TrainConfig
+from pathlib import Path
+folder = Path(sys.argv[1])
+(folder / "minnow.toml").write_text(SMALL, encoding="utf-8")
+rows = corpus.prepare(datagen.load_persona(str(folder / "minnow.toml")), 200, 20)
+config = TrainConfig(steps=500, batch_size=8, micro_batch=4, warmup_steps=4, eval_every=50)
+torch.manual_seed(0)
+model = GuppyLM(ModelConfig(vocab_size=rows.tok.vocab_size, d_model=32, n_layers=2, n_heads=2, d_ff=64))
+state = train.start(model, config, torch.float32)
+if (folder / "state.pt").exists():
+    runs.resume(folder, state, rows)
+print("ready", flush=True)
+for progress in train.train(state, rows, config):
+    if progress.evaluation:
+        runs.save(folder, state, rows, config, {"training": {}})
+    elif len(sys.argv) > 2:
+        runs.save_state(folder, state, rows, config)
+"""
+
+
+def live(folder, *args):
+    return subprocess.Popen([sys.executable, "-c", LIFE, str(folder), *args], env=ENV, stdout=subprocess.PIPE)
+
+
+def test_a_run_killed_at_any_moment_ends_with_the_same_weights(tmp_path):
+    """Saved after each step, so that many of the twenty kills fall into a write."""
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    straight.mkdir(), broken.mkdir()
+    alone = live(straight)
+    rng, steps = random.Random(0), []
+    for _ in range(20):
+        life = live(broken, "each step")
+        assert life.stdout.readline().strip() == b"ready"
+        time.sleep(0.3 * rng.random())
+        assert life.poll() is None, "the run ended before it could be killed"
+        life.kill()
+        life.wait()
+        if (broken / "state.pt").exists():
+            steps.append(checkpoint.read_tensors(broken / "state.pt")["step"])
+    assert steps == sorted(steps) and steps[-1] > steps[0]
+    assert live(broken, "each step").wait(timeout=120) == 0 and alone.wait(timeout=120) == 0
+    a, b = (checkpoint.read_tensors(folder / "model.pt") for folder in (straight, broken))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert (straight / "history.jsonl").read_bytes() == (broken / "history.jsonl").read_bytes()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends Ctrl-C to a whole console, the tests' too")
+def test_ctrl_c_saves_and_resume_goes_on(tmp_path):
+    (tmp_path / "minnow.toml").write_text(SMALL, encoding="utf-8")
+    command = [sys.executable, "-m", "guppylm", "train", "--persona", "minnow.toml", "-n", "200", "--eval-rows", "20"]
+    options = {"cwd": tmp_path, "env": ENV, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"}
+    run = subprocess.Popen([*command, "--steps", "1000", "--batch-size", "4", "--eval-every", "3"], **options)
+    while "step 3/1000" not in run.stdout.readline():
+        assert run.poll() is None
+    run.send_signal(signal.SIGINT)
+    out, err = run.communicate(timeout=60)
+    assert run.returncode == 130 and "Traceback" not in err, err
+    assert "the same command with --resume goes on" in out
+    folder = tmp_path / "checkpoints" / "minnow"
+    step = checkpoint.read_tensors(folder / "state.pt")["step"]
+    assert f"stopped after step {step} " in out
+    run = subprocess.Popen([*command, "--resume"], **options)
+    assert f"step {3 * (step // 3 + 1)}/1000" in "".join(run.stdout.readline() for _ in range(3))
+    run.kill()
+    run.communicate()
+
+
+def test_a_second_ctrl_c_stops_at_once():
+    with pytest.raises(KeyboardInterrupt), runs.interrupts() as caught:
+        signal.raise_signal(signal.SIGINT)
+        assert caught
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_full_disk_is_one_line_and_the_last_state_is_intact(small_corpus, tmp_path, monkeypatch):
+    state = start(small_corpus)
+    events = train.train(state, small_corpus, CONFIG)
+    next(events)
+    runs.save_state(tmp_path, state, small_corpus, CONFIG)
+    before = (tmp_path / "state.pt").read_bytes()
+    next(events)
+
+    def full(part, data):
+        with part.open("wb") as file:
+            file.write(data[: len(data) // 2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(CheckpointError, match="state.pt: can't be written: No space left on device; the file that was"):
+        runs.save_state(tmp_path, state, small_corpus, CONFIG)
+    assert (tmp_path / "state.pt").read_bytes() == before
+    assert [file.name for file in tmp_path.glob(".*")] == []
+
+
+def test_every_flipped_bit_is_noticed_or_harmless(small_corpus, tmp_path):
+    state = start(small_corpus)
+    runs.save_state(tmp_path, state, small_corpus, CONFIG)
+    file = tmp_path / "state.pt"
+    good, kept = file.read_bytes(), checkpoint.read_tensors(file)["model"]
+    rng, noticed = random.Random(0), 0
+    for _ in range(60):
+        at = rng.randrange(len(good))
+        file.write_bytes(good[:at] + bytes([good[at] ^ 1 << rng.randrange(8)]) + good[at + 1 :])
+        try:
+            read = checkpoint.read_tensors(file)["model"]
+            assert all(torch.equal(kept[name], read[name]) for name in kept)
+        except CheckpointError as error:
+            assert "is damaged" in str(error) and "\n" not in str(error)
+            noticed += 1
+    assert noticed > 30
+    file.write_bytes(good[: len(good) // 2])
+    with pytest.raises(CheckpointError, match="is damaged"):
+        runs.saved_config(tmp_path, {})
+
+
+def test_two_processes_train_as_one(tmp_path):
+    """The same global batch, so the same losses but for rounding; one of them writes, and the run can be resumed."""
+    (tmp_path / "minnow.toml").write_text(SMALL, encoding="utf-8")
+    train = ["-m", "guppylm", "train", "--persona", "minnow.toml", "-n", "200", "--eval-rows", "21", "--steps", "6",
+             "--batch-size", "9", "--micro-batch", "2", "--eval-every", "2"]  # fmt: skip
+    two = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    options = {"cwd": tmp_path, "env": {**ENV, "OMP_NUM_THREADS": "1"}, "capture_output": True, "encoding": "utf-8"}
+    for arguments in ([*train, "--out", "one"], [*two, *train, "--out", "two"]):
+        result = subprocess.run([sys.executable, *arguments], timeout=200, **options)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.count("step 6/6") == 1
+    one, two_of_them = (
+        [json.loads(line) for line in (tmp_path / name / "history.jsonl").read_text(encoding="utf-8").splitlines()]
+        for name in ("one", "two")
+    )
+    for a, b in zip(one, two_of_them, strict=True):
+        assert b["train_loss"] == pytest.approx(a["train_loss"], rel=2e-3)
+        assert b["eval_loss"] == pytest.approx(a["eval_loss"], rel=2e-3)
+    result = subprocess.run([sys.executable, *two, *train, "--out", "two", "--resume"], timeout=200, **options)
+    assert result.returncode == 0, result.stderr
+
+
+def test_minutes_become_steps():
+    config = runs.fit(TrainConfig(), seconds=60, per_step=0.5, per_evaluation=1)
+    assert (config.steps, config.warmup_steps, config.eval_every) == (100, 10, 10)
+    assert runs.fit(TrainConfig(), 3600, 0.5, 1).warmup_steps == TrainConfig().warmup_steps
+    assert runs.fit(TrainConfig(), 1, 5, 5).steps == 1
+
+
+def test_a_profile_counts_the_work(small_corpus, monkeypatch):
+    """6 operations a matrix entry and token: 2 forward, 4 backward."""
+    state, rows = start(small_corpus), small_corpus.train[:5]
+    block = 32 * 96 + 32 * 32 + 2 * 32 * 64
+    head = 32 * small_corpus.tok.vocab_size
+    tokens, replies = sum(len(row.ids) for row in rows), sum(row.reply_tokens for row in rows)
+    assert measure.flops(state, rows) == 6 * (2 * block * tokens + head * replies)
+    monkeypatch.setattr(measure, "peak", lambda device, precision: 1e12)
+    report = measure.profile(state, small_corpus, CONFIG)
+    assert "tokens/s" in report and "the whole run: 12 steps" in report and "aten::" in report
+
+
+def test_memorisation_is_called_by_its_name():
+    def line(train_loss):
+        row = {"step": 2, "train_loss": train_loss, "eval_loss": 0.5, "nats_per_reply": 9.0, "floor": 0.4}
+        return runs.describe(train_progress(row), TrainConfig(steps=4))
+
+    assert "loss 0.500, 0.100 above the floor" in line(0.45) and "memorisation" not in line(0.45)
+    assert "training 0.390, under the floor: memorisation" in line(0.39)
+
+
+def train_progress(evaluation):
+    return train.Progress(2, 1.0, 1e-3, 1.0, 4.0, 2, 100, evaluation)
