@@ -98,7 +98,8 @@ def train(args: argparse.Namespace) -> None:
     state = begin()
     if args.resume:
         runs.resume(out, state, rows)
-    command = shlex.join(["guppylm", *sys.argv[1:]])
+    together = ["torchrun", "--nproc-per-node", str(parallel.size()), "-m"] if parallel.size() > 1 else []
+    command = shlex.join([*together, "guppylm", *sys.argv[1:]])
     drawn = {"rows": len(rows.train)} if args.data else {"rows": args.rows, "eval_rows": args.eval_rows}
     record = {"persona": persona, "training": {"command": command, **drawn}}
     events = training.train(state, rows, config)

@@ -30,7 +30,7 @@ ADVICE = "try a lower --learning-rate; the weights that were saved last are good
 class TrainConfig:
     """How to train. The defaults made the shipped fish."""
 
-    steps: int = 1750  # optimizer steps, 224,000 conversations
+    steps: int = 3000  # optimizer steps, 384,000 conversations
     batch_size: int = 128  # rows of a step: enough that Muon's own matrix products are a small part of it
     micro_batch: int = 32  # rows computed at once; the gradients of several add up to the batch's (accumulation)
     learning_rate: float = 3e-3  # at its highest, after the warm-up
@@ -39,7 +39,7 @@ class TrainConfig:
     weight_decay: float = 0.1  # pulls matrices towards zero; biases and norms are left alone
     beta2: float = 0.95  # how long AdamW remembers squared gradients: about 1 / (1 - beta2) = 20 steps
     grad_clip: float = 1.0  # longest gradient: one odd batch must not throw the model off
-    eval_every: int = 125  # steps
+    eval_every: int = 250  # steps
     seed: int = 0  # of the order of the rows
 
     def __post_init__(self):
