@@ -126,6 +126,7 @@ def show(events, state, rows, config, bot, out: Path, record: dict) -> None:
     """Print what happens while training, save it after each evaluation and every minute, and at Ctrl-C."""
     from guppylm import runs
 
+    runs.save_state(out, state, rows, config)  # at once: a folder that can't be written to shows before the training
     saved = time.monotonic()
     with runs.interrupts() as interrupted:
         for progress in show_progress(events, state.step, config.steps):

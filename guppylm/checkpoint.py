@@ -10,6 +10,7 @@ import os
 import pickle
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -41,13 +42,13 @@ def write_whole(file: Path, write: Callable[[Path], object]) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         write(part)
         os.replace(part, file)
-    except OSError as error:
-        part.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            part.unlink()
+        if not isinstance(error, OSError):
+            raise
         intact = "; the file that was there is intact" if file.is_file() else ""
         raise CheckpointError(f"{file}: can't be written: {error.strerror}{intact}") from error
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def write_tensors(file: Path, tensors: dict) -> None:

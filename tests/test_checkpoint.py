@@ -126,3 +126,10 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
         checkpoint.write_whole(tmp_path / "config.json", fail)
     assert (tmp_path / "config.json").read_text(encoding="utf-8") == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_folder_that_can_not_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    with pytest.raises(CheckpointError, match="config.json: can't be written: "):
+        checkpoint.write_text(tmp_path / "file" / "config.json", "new")
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "in the way"
