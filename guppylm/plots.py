@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 PALETTE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
@@ -57,6 +58,8 @@ def curves(
         ax.axhline(level, color=INK, linewidth=1, linestyle=(":", "-.")[i % 2], label=f"{name} {level:.3g}")
     if "x" in log:
         ax.set_xscale("log")
+    elif all(float(x).is_integer() for xs, _ in lines.values() for x in xs):
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if "y" in log:
         ax.set_yscale("log")
     _name(ax, title, xlabel, ylabel)
@@ -78,9 +81,11 @@ def losses(history: list[dict], uniform: float, title: str = "The loss while tra
     return curves(lines, title, "optimizer steps", "loss (nats a reply token)", levels)
 
 
-def bars(values: dict[str, float], title: str, xlabel: str, ylabel: str = "", log: bool = False) -> Figure:
-    """One horizontal bar a name, the first on top, each with its value."""
-    figure, axes = _figure(size=(7.0, 1.1 + 0.27 * len(values)))
+def bars(
+    values: dict[str, float], title: str, xlabel: str, ylabel: str = "", log: bool = False, end: float | None = None
+) -> Figure:
+    """One horizontal bar a name, the first on top, each with its value. end: where the axis ends, such as 100%."""
+    figure, axes = _figure(size=(7.0, 1.2 + 0.28 * len(values)))
     ax = axes[0, 0]
     names = [visible(name) if name.startswith(" ") else name for name in values]
     drawn = ax.barh(range(len(values)), list(values.values()), color=BLUE, height=0.7)
@@ -90,6 +95,11 @@ def bars(values: dict[str, float], title: str, xlabel: str, ylabel: str = "", lo
         ax.set_xscale("log")
     ax.bar_label(drawn, [_short(value) for value in values.values()], padding=3, fontsize=9)
     ax.margins(x=0.14)
+    if end or not any(values.values()):
+        ax.set_xlim(0, 1.08 * (end or 1))
+    if not log and max(values.values()) >= 1e4:
+        ax.xaxis.set_major_formatter("{x:,.0f}")
+        ax.xaxis.set_major_locator(MaxNLocator(5))
     _name(ax, title, xlabel, ylabel)
     return figure
 
@@ -113,19 +123,19 @@ def histogram(values: list[float], title: str, xlabel: str, ylabel: str, limit: 
     return figure
 
 
-def tokens(texts: list[str], marked: list[bool], title: str, width: int = 72) -> Figure:
+def tokens(texts: list[str], marked: list[bool], title: str, width: int = 98) -> Figure:
     """A text as coloured tokens, in lines of about `width` characters. Those that are marked are filled and bold."""
     lines: list[list[int]] = [[]]
-    room = width
+    room = float(width)
     for i, text in enumerate(texts):
-        if room < len(text) + 1 and lines[-1]:
+        if room < len(text) + 1.3 and lines[-1]:
             lines.append([])
-            room = width
+            room = float(width)
         lines[-1].append(i)
-        room -= len(text) + 1
+        room -= len(text) + 1.3
         if text.endswith("\n"):
             lines.append([])
-            room = width
+            room = float(width)
     lines = [line for line in lines if line]
     figure, axes = _figure(size=(8.4, 0.75 + 0.34 * len(lines)))
     ax = axes[0, 0]
@@ -139,7 +149,7 @@ def tokens(texts: list[str], marked: list[bool], title: str, width: int = 72) ->
             weight = "bold" if marked[i] else "normal"
             ax.text(x, -y, shown, family="monospace", fontsize=9, weight=weight, color=INK, bbox=box, va="center")
             x += len(shown) + 1.3
-    ax.set_xlim(-1, width * 1.3)
+    ax.set_xlim(-1, width + 6)
     ax.set_ylim(-len(lines) + 0.4, 0.6)
     ax.set_axis_off()
     ax.set_title(title, color=INK, fontsize=11, loc="left")
@@ -189,7 +199,7 @@ def heads(weights: np.ndarray, labels: list[str], title: str) -> Figure:
     H, T = weights.shape[:2]
     columns = min(3, H)
     rows = -(-H // columns)
-    figure, axes = _figure(rows, columns, size=(3.3 * columns, 3.3 * rows))
+    figure, axes = _figure(rows, columns, size=(3.6 * columns, 3.6 * rows))
     for h, ax in enumerate(axes.flat):
         if h >= H:
             ax.set_axis_off()
@@ -226,12 +236,12 @@ def head_scores(scores: np.ndarray, title: str, unit: str) -> Figure:
 
 
 def batch(kinds: np.ndarray, title: str) -> Figure:
-    """A batch (B, T) of whole numbers: 0 padding, 1 message, 2 reply, where the loss is."""
+    """A batch (B, T) of whole numbers: 0 padding, 1 only read, 2 bears loss."""
     figure, axes = _figure(size=(7.4, 3.4))
     ax, kinds = axes[0, 0], np.asarray(kinds)
     colors = (PALE, ORANGE, BLUE)
     ax.imshow(kinds, cmap=ListedColormap(colors), vmin=0, vmax=2, aspect="auto", interpolation="nearest")
-    for color, name in zip(colors, ("padding", "message: read only", "reply: bears loss"), strict=True):
+    for color, name in zip(colors, ("padding", "only read", "bears loss"), strict=True):
         ax.scatter([], [], marker="s", color=color, label=name)
     ax.legend(loc="upper left", bbox_to_anchor=(0, -0.18), ncol=3, frameon=False, fontsize=9)
     _name(ax, title, "position (tokens)", "row of the batch")
@@ -253,7 +263,7 @@ def next_tokens(steps: list[tuple[str, list[tuple[str, float]]]], title: str, co
         ax.set_yticks(range(len(names)), [visible(name) for name in names], fontsize=7, family="monospace")
         ax.set_ylim(4.5, -0.5)
         ax.set_xlim(0, 1)
-        ax.set_xticks([0, 0.5, 1], ["0", "½", "1"], fontsize=7)
+        ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"], fontsize=7)
         ax.set_title(f"{i + 1}. {visible(chosen)}", fontsize=9, loc="left", color=INK)
     figure.suptitle(title, color=INK, fontsize=11)
     figure.supxlabel("probability (share of 1)", fontsize=9)
