@@ -282,14 +282,15 @@ def square_law(lengths: list[int], seconds: list[float], title: str) -> Figure:
     return figure
 
 
-def embeddings(points: np.ndarray, labels: list[str], groups: list[int], title: str) -> Figure:
-    """Tokens as points (n, 2) with their names; tokens of one group share colour and marker."""
+def embeddings(points: np.ndarray, labels: list[str], groups: list[str], title: str) -> Figure:
+    """Tokens as points (n, 2) with their names; groups (n) gives colour and marker."""
     figure, axes = _figure(size=(7.4, 5.2))
     ax = axes[0, 0]
     points, groups = np.asarray(points), np.asarray(groups)
-    for i, group in enumerate(np.unique(groups)):
+    for i, group in enumerate(dict.fromkeys(groups.tolist())):
         xs, ys = points[groups == group].T
-        ax.scatter(xs, ys, color=PALETTE[i % len(PALETTE)], marker="os^Dv*"[i % 6], s=28)
+        ax.scatter(xs, ys, color=PALETTE[i % len(PALETTE)], marker="os^Dv*"[i % 6], s=28, label=group)
+    ax.legend(frameon=False, fontsize=9)
     for (x, y), label in zip(points, labels, strict=True):
         ax.annotate(visible(label), (x, y), xytext=(4, 3), textcoords="offset points", fontsize=8, color=INK)
     _name(ax, title, "first principal component", "second principal component")

@@ -24,7 +24,7 @@ EVERY = {
     "head_scores": lambda: plots.head_scores(np.array([[0.1, 0.9], [0.2, 0.3]]), "Title", "share"),
     "batch": lambda: plots.batch(np.array([[1, 2, 0], [1, 1, 2]]), "Title"),
     "square_law": lambda: plots.square_law([128, 256], [0.001, 0.005], "Title"),
-    "embeddings": lambda: plots.embeddings([[0, 1], [2, 3]], ["a", "b"], [0, 1], "Title"),
+    "embeddings": lambda: plots.embeddings([[0, 1], [2, 3]], ["a", "b"], ["food", "body"], "Title"),
 }
 SHARED = {  # the figure itself carries the title and the axes' names
     "next_tokens": lambda: plots.next_tokens(STEPS, "Title"),
@@ -150,9 +150,10 @@ def test_the_square_goes_through_the_last_point():
 
 
 def test_embeddings_are_named_and_grouped():
-    ax = plots.embeddings([[0, 1], [2, 3], [4, 5]], ["a", " b", "c"], [0, 0, 1], "T").axes[0]
+    ax = plots.embeddings([[0, 1], [2, 3], [4, 5]], ["a", " b", "c"], ["food", "food", "body"], "T").axes[0]
     assert [text.get_text() for text in ax.texts] == ["a", "·b", "c"]
     assert [len(dots.get_offsets()) for dots in ax.collections] == [2, 1]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["food", "body"]
 
 
 def test_text_is_never_read_as_mathematics(tmp_path):
