@@ -156,30 +156,37 @@ def _in_two_topics(made: list[Conversation]) -> list[str]:
 
 
 def _bare(message: str) -> str:
-    return " ".join(re.sub(r"[^\w' ]", " ", message.lower()).split())
+    """A message without capitals and punctuation, unless it is nothing else."""
+    return " ".join(re.sub(r"[.,!?;:]", " ", message.lower()).split()) or message
 
 
 def _sayable_tests(persona: Persona) -> list[str]:
     lines = [
         (e, i, line) for topic in persona.topics.values() for e in topic.exchanges for i, line in enumerate(e.user)
     ]
-    return [
-        f"topics.{name}.test: {test!r} is no test, {exchange.place}.user[{i}] can say it: change one of them"
-        for name, topic in persona.topics.items()
-        for test in topic.test
-        for exchange, i, line in lines
-        if _says(exchange, line, test)
-    ]
+    found = []
+    for name, topic in persona.topics.items():
+        for test in topic.test:
+            bare = test.lower().strip().rstrip(".?!")
+            begins: dict[tuple, bool] = {}  # whether a piece can begin the test: few pieces begin most lines
+            for exchange, i, line in lines:
+                key = (line[0], id(exchange.pools))
+                if key not in begins:
+                    begins[key] = any(_ends(line[:1], exchange.pools, bare + mark) for mark in "?.")
+                if begins[key] and _says(exchange, line, test, bare):
+                    place = f"{exchange.place}.user[{i}]"
+                    found.append(f"topics.{name}.test: {test!r} is no test, {place} can say it: change one of them")
+    return found
 
 
-def _says(exchange: Exchange, line: Text, message: str) -> bool:
-    """Whether a user line can say this message, but for capitals and the mark at its end."""
-    bare = message.lower().strip().rstrip(".?!")
-    return any(
-        end == len(said)
-        for said in (message, bare, f"{bare}?", f"{bare}.")
-        for end, _ in ways(line, exchange.pools, said, (0, frozenset()), {})
-    )
+def _says(exchange: Exchange, line: Text, test: str, bare: str) -> bool:
+    """Whether a user line can say the test, but for capitals and the mark at its end."""
+    return any(len(said) in _ends(line, exchange.pools, said) for said in (test, bare, f"{bare}?", f"{bare}."))
+
+
+def _ends(text: Text, pools: Pools, said: str) -> set[int]:
+    """How many characters at the beginning of `said` the text can produce."""
+    return {end for end, _ in ways(text, pools, said, (0, frozenset()), {})}
 
 
 def _unused_pools(persona: Persona) -> list[str]:

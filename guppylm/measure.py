@@ -9,7 +9,6 @@ from torch.profiler import ProfilerActivity
 from guppylm import parallel
 from guppylm import train as training
 from guppylm.corpus import Corpus
-from guppylm.device import mixed_precision
 from guppylm.train import State, TrainConfig
 
 WARM_UP, TIMED = 3, 8  # steps

@@ -22,7 +22,6 @@ from guppylm.model import GuppyLM
 from guppylm.muon import Muon
 from guppylm.tokenizer import PAD
 
-
 ADVICE = "try a lower --learning-rate; the weights that were saved last are good"
 
 

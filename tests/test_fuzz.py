@@ -10,13 +10,31 @@ from hypothesis import HealthCheck, given, settings
 
 from guppylm import card, datagen
 
-PIECES = ["{", "}", "{{", "{food}", "{food.be}", "{body_part.be}", "{place}", "{nothing}", "[", "]", "[[", '"', '""', "'''",
-          "=", ",", "\\", "\\u0000", "\n", "#", "0", "-1", "1e999", "nan", "true", "1979-05-27", "{}", "[]", "[topics]",
-          "[topics.home]", "[topics.food.words]", "[words]", "weight = 0", "reply = 3", "🐟", "\x00", "\u2028"]  # fmt: skip
-VALUES = [[], [""], ["", ""], "", "x", "{food}", "{place} {color}", ["{food}"], ["{place}"], ["{color}", "{thing}"], [[""]],
-          [["{body_part.be}"]], [["{food}"], ["", "{food.be}"]], [[], ["x"]], [["x"], "y"], {}, {"text": "x"}, [{"be": "is"}],
-          [{"text": "{food}", "be": 3}], {"user": ["x"], "reply": [["y"]]}, 0, -1, 1e999, 5000, True, 10**400, "#fff"]  # fmt: skip
-KEYS = ["user", "reply", "test", "words", "weight", "noise", "texting", "food", "color", "place", "name", "{", "a.b", ""]
+PIECES = ["{", "}", "{{", "{food}", "{food.be}", "{body_part.be}", "{place}", "{nothing}", "[", "]", "[[", '"', '""',
+          "'''", "=", ",", "\\", "\\u0000", "\n", "#", "0", "-1", "1e999", "nan", "true", "1979-05-27", "{}", "[]",
+          "[topics]", "[topics.home]", "[topics.food.words]", "[words]", "weight = 0", "reply = 3", "🐟",
+          "\x00", "\u2028"]  # fmt: skip
+VALUES = [[], [""], ["", ""], "", "x", "{food}", "{place} {color}", ["{food}"], ["{place}"], ["{color}", "{thing}"],
+          [[""]], [["{body_part.be}"]], [["{food}"], ["", "{food.be}"]], [[], ["x"]], [["x"], "y"], {}, {"text": "x"},
+          [{"be": "is"}], [{"text": "{food}", "be": 3}],
+          {"user": ["x"], "reply": [["y"]]}, 0, -1, 1e999, 5000, True, 10**400,
+          "#fff"]  # fmt: skip
+KEYS = [
+    "user",
+    "reply",
+    "test",
+    "words",
+    "weight",
+    "noise",
+    "texting",
+    "food",
+    "color",
+    "place",
+    "name",
+    "{",
+    "a.b",
+    "",
+]
 FUZZ = {"deadline": 2_000, "suppress_health_check": list(HealthCheck), "derandomize": True, "database": None}
 share = st.floats(0, 1, exclude_max=True)
 
@@ -34,9 +52,7 @@ def assert_loads_or_is_refused(folder, text: str) -> None:
 
 
 @settings(max_examples=2_000, **FUZZ)
-@given(
-    edits=st.lists(st.tuples(st.sampled_from("idm"), share, share, st.sampled_from(PIECES)), min_size=1, max_size=3)
-)
+@given(edits=st.lists(st.tuples(st.sampled_from("idm"), share, share, st.sampled_from(PIECES)), min_size=1, max_size=3))
 def test_mutated_text(tmp_path, edits):
     """Pieces put in anywhere; lines or a few characters taken out or moved."""
     text = SMALL
@@ -72,7 +88,9 @@ def test_mutated_tables(tmp_path, edits):
             parent[key] = parent.pop(place)
         if not table:
             break
-    assert_loads_or_is_refused(tmp_path, "\n".join(f"{json.dumps(key)} = {toml(value)}" for key, value in table.items()))
+    assert_loads_or_is_refused(
+        tmp_path, "\n".join(f"{json.dumps(key)} = {toml(value)}" for key, value in table.items())
+    )
 
 
 def nodes(value):

@@ -1,14 +1,10 @@
 """The persona that ships: enough of everything, in character, and nothing of the examination in the lessons."""
 
 import json
-import random
 import re
-from collections import defaultdict
-
-import pytest
 
 from guppylm import datagen
-from guppylm.grammar import Slot, expand, ways
+from guppylm.grammar import Slot
 
 TOPICS = """greeting feeling temp_hot temp_cold food light water about confused tank noise night lonely misc bye bubbles
 glass reflection breathing swimming colors taste plants filter algae snail glass_tap scared excited bored curious happy
@@ -30,19 +26,6 @@ def test_rows_are_varied(guppy_rows):
     assert len({row["input"] for row in guppy_rows}) >= 20_000
     assert len({row["output"] for row in guppy_rows}) >= 45_000
     assert len({(row["input"], row["output"]) for row in guppy_rows}) >= 55_000
-
-
-@pytest.mark.parametrize("name", TOPICS)
-def test_every_topic_can_say_2000_replies(guppy, name):
-    rng, replies = random.Random(0), set()
-    for _ in range(8000):
-        exchange = rng.choice(guppy.topics[name].exchanges)
-        shared = {}
-        expand(rng.choice(exchange.user), exchange.pools, rng, shared, {})
-        replies.add(datagen.say(exchange, shared, rng)[0])
-        if len(replies) == 2000:
-            return
-    raise AssertionError(f"{name}: only {len(replies)} different replies in 8,000")
 
 
 def test_replies_are_in_guppys_voice(guppy_rows):
@@ -73,18 +56,6 @@ def test_a_reply_that_names_the_decoration_names_the_right_one(guppy):
     assert checked > 10
 
 
-def test_no_template_can_produce_a_test_phrasing(guppy):
-    for name, topic in guppy.topics.items():
-        for phrasing in topic.test:
-            bare = phrasing.lower().strip().rstrip(".?!")
-            for other in guppy.topics.values():
-                for exchange in other.exchanges:
-                    for line in exchange.user:
-                        for said in (phrasing, bare, bare + "?", bare + "."):
-                            ends = {end for end, _ in ways(line, exchange.pools, said, (0, frozenset()), {})}
-                            assert len(said) not in ends, f"{name}: {phrasing!r} is said by {exchange.place}"
-
-
 def test_no_evaluation_pair_and_no_test_phrasing_is_trained_on(guppy, guppy_rows):
     train, held = datagen.split(guppy_rows, 1_000)
     assert not {json.dumps(row) for row in train} & {json.dumps(row) for row in held}
@@ -92,13 +63,3 @@ def test_no_evaluation_pair_and_no_test_phrasing_is_trained_on(guppy, guppy_rows
     assert not pairs & {(row["input"], row["output"]) for row in held}
     tests = {test.lower().strip(" .?!") for topic in guppy.topics.values() for test in topic.test}
     assert not tests & {row["input"].lower().strip(" .?!") for row in train}
-
-
-def test_no_line_stands_in_two_topics(guppy):
-    places = defaultdict(set)
-    for name, topic in guppy.topics.items():
-        for exchange in topic.exchanges:
-            for line in exchange.user:
-                if not any(isinstance(piece, Slot) for piece in line):
-                    places[re.sub(r"[^\w ]", "", line[0])].add(name)
-    assert not {line: names for line, names in places.items() if len(names) > 1}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from guppylm import datagen
+from guppylm import card, corpus, datagen
 
 RED_FLAGS = Path(__file__).parent / "red_flags.jsonl"  # prompts for `evaluate --persona medical_triage --prompts`
 
@@ -19,6 +19,9 @@ def test_it_has_enough_to_say(name):
     rows = datagen.generate(persona, 60_000, seed=0)
     assert len({row["output"] for row in rows}) >= 20_000
     assert len({row["input"] for row in rows}) >= 20_000
+    train, held = datagen.split(rows[:20_000], 500)
+    counted = card.data_card(persona, train, held, corpus.prepare(persona, 2_000, 100))
+    assert card.advice(persona, counted) == []
 
 
 def test_triage_sends_every_red_flag_to_the_emergency_number_and_always_says_what_it_is():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from guppylm import corpus, device, runs, train
+from guppylm import device, runs, train
 from guppylm.corpus import Row
 from guppylm.model import GuppyLM, ModelConfig
 from guppylm.muon import Muon, orthogonal
