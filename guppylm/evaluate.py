@@ -39,7 +39,9 @@ class Answer(NamedTuple):
 
 
 @torch.inference_mode()
-def answer(bot: Bot, messages: list[str], temperature: float, top_k: int, seed: int) -> list[Answer]:
+def answer(
+    bot: Bot, messages: list[str], temperature: float, top_k: int, seed: int, precision: torch.dtype = torch.float32
+) -> list[Answer]:
     """Replies to many messages at once.
 
     All rows of the batch have one length, so that nothing has to be padded: a prompt joins when the batch has grown
@@ -51,7 +53,7 @@ def answer(bot: Bot, messages: list[str], temperature: float, top_k: int, seed: 
         waiting[len(prompt)].append(i)
     answers, rng = [Answer("", False)] * len(messages), torch.Generator().manual_seed(seed)
     device = bot.model.tok_emb.weight.device
-    precision, context = pick_precision(device), bot.model.config.context_length
+    context = bot.model.config.context_length
     group: list[int] = []
     shortest = min(waiting)
     ids = torch.empty(0, shortest, dtype=torch.long)  # (B, T), and longer by one at each step
@@ -198,11 +200,11 @@ def style(answers: list[Answer]) -> dict:
 
 def robustness(bot: Bot, persona: Persona, prompts: list[dict], temperature: float, top_k: int) -> dict[str, float]:
     """The share on topic for the same prompts, typed in other ways."""
-    shares = {}
+    shares, precision = {}, pick_precision(bot.model.tok_emb.weight.device)
     for kind, disturb in DISTURBED.items():
         rng = random.Random(0)
         typed = [disturb(prompt["prompt"], rng) for prompt in prompts]
-        shares[kind] = score(persona, prompts, answer(bot, typed, temperature, top_k, seed=0))["on_topic"]
+        shares[kind] = score(persona, prompts, answer(bot, typed, temperature, top_k, 0, precision))["on_topic"]
     return shares
 
 
@@ -216,9 +218,9 @@ def evaluate(
     """
     sets = sets_of_prompts(persona, prompts)
     card: dict[str, dict] = {"loss": losses(bot, persona), "replies": {}}
-    answers = {}
+    answers, precision = {}, pick_precision(bot.model.tok_emb.weight.device)
     for name, asked in sets.items():
-        answers[name] = answer(bot, [p["prompt"] for p in asked] * DRAWS, temperature, top_k, seed=0)
+        answers[name] = answer(bot, [p["prompt"] for p in asked] * DRAWS, temperature, top_k, 0, precision)
         card["replies"][name] = score(persona, asked * DRAWS, answers[name])
     asked = sets.get("test phrasings", sets["fresh template messages"])
     card["robustness"] = robustness(bot, persona, asked, temperature, top_k)
