@@ -32,7 +32,7 @@ def data(args: argparse.Namespace) -> None:
         for c in samples(persona, args.topic, args.sample, args.seed):
             print(f"[{c.exchange.place}] {', '.join(c.entries)}\n  you> {c.message}\n  {persona.name}> {c.reply}")
         return
-    _, train, held = rows_of(args)
+    train, held = rows_of(persona, args)
     corpus.write_rows(args.out, train, held)
     print(f"{args.out / 'train.jsonl'} and eval.jsonl: {persona.name}, {len(persona.topics)} topics")
     counted = card.data_card(persona, train, held, corpus.prepare(persona, args.rows, args.eval_rows, args.seed))
@@ -49,13 +49,12 @@ def samples(persona, topic: str | None, n: int, seed: int):
     return itertools.islice((c for c in drawn if topic in (None, c.topic)), n)
 
 
-def rows_of(args: argparse.Namespace):
-    """The persona that the options name, rows to train on and rows to evaluate with."""
+def rows_of(persona, args: argparse.Namespace):
+    """The persona's rows to train on, and those to evaluate with, that the options ask for."""
     from guppylm import datagen
 
-    persona = datagen.load_persona(args.persona)
     made = datagen.generate(persona, args.rows + args.eval_rows, args.seed)
-    return persona, *datagen.split(made, args.eval_rows)
+    return datagen.split(made, args.eval_rows)
 
 
 def train(args: argparse.Namespace) -> None:
@@ -220,11 +219,14 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def export(args: argparse.Namespace) -> None:
     """Write a model, or the rows of a persona, for other software."""
+    from guppylm import datagen
+
     out: Path = args.out
     if args.push and args.to not in ("hf", "dataset"):
         raise ValueError(f"--push uploads what --to hf and --to dataset write, not {args.to}")
     if args.to == "dataset":
-        persona, train, held = rows_of(args)
+        persona = datagen.load_persona(args.persona)
+        train, held = rows_of(persona, args)
         with extra("export"):
             from guppylm import export as exporting
         exporting.save_dataset(persona, train, held, out)

@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 from guppylm import datagen, tokenizer
 from guppylm.checkpoint import write_text
+from guppylm.model import ModelConfig
 from guppylm.tokenizer import Tokenizer
 
-CONTEXT = 128  # tokens of the longest conversation that a model of the default size can read
+CONTEXT = ModelConfig.context_length  # tokens of the longest conversation that a model of the default size can read
 
 
 class Row(NamedTuple):

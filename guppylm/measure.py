@@ -22,13 +22,13 @@ def seconds(state: State, corpus: Corpus, config: TrainConfig) -> tuple[float, f
             began = time.perf_counter()
         training.backward(state, rows, config)
         training.update(state, config)
-    state.clock.lap("steps")
+    state.clock.lap("steps")  # waits for a GPU to finish
     per_step = (time.perf_counter() - began) / TIMED
     began = time.perf_counter()
     training.evaluate(state, corpus.evaluation, config)
     times = (per_step, time.perf_counter() - began)
-    slowest = [parallel.total(t, state.device) / parallel.size() for t in times]
-    return slowest[0], slowest[1]
+    per_step, per_evaluation = (parallel.total(t, state.device) / parallel.size() for t in times)  # their mean
+    return per_step, per_evaluation
 
 
 def flops(state: State, rows: list) -> float:

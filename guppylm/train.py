@@ -30,7 +30,7 @@ class TrainConfig:
     """How to train. The defaults made the shipped fish."""
 
     steps: int = 3000  # optimizer steps, 384,000 conversations
-    batch_size: int = 128  # rows of a step: enough that Muon's own matrix products are a small part of it
+    batch_size: int = 128  # rows of a step: enough that Muon's own matrix products are not most of it
     micro_batch: int = 32  # rows computed at once; the gradients of several add up to the batch's (accumulation)
     learning_rate: float = 3e-3  # at its highest, after the warm-up
     embedding_rate: float = 2.0  # times that for the embeddings: most tokens are rare and must learn when they occur

@@ -1,10 +1,14 @@
 """The persona that ships: enough of everything, in character, and nothing of the examination in the lessons."""
 
 import json
+import random
 import re
+from collections import defaultdict
+
+import pytest
 
 from guppylm import datagen
-from guppylm.grammar import Slot
+from guppylm.grammar import Slot, expand
 
 TOPICS = """greeting feeling temp_hot temp_cold food light water about confused tank noise night lonely misc bye bubbles
 glass reflection breathing swimming colors taste plants filter algae snail glass_tap scared excited bored curious happy
@@ -26,6 +30,19 @@ def test_rows_are_varied(guppy_rows):
     assert len({row["input"] for row in guppy_rows}) >= 20_000
     assert len({row["output"] for row in guppy_rows}) >= 45_000
     assert len({(row["input"], row["output"]) for row in guppy_rows}) >= 55_000
+
+
+@pytest.mark.parametrize("name", TOPICS)
+def test_every_topic_can_say_2000_replies(guppy, name):
+    rng, replies = random.Random(0), set()
+    for _ in range(8000):
+        exchange = rng.choice(guppy.topics[name].exchanges)
+        shared = {}
+        expand(rng.choice(exchange.user), exchange.pools, rng, shared, {})
+        replies.add(datagen.say(exchange, shared, rng)[0])
+        if len(replies) == 2000:
+            return
+    raise AssertionError(f"{name}: only {len(replies)} different replies in 8,000")
 
 
 def test_replies_are_in_guppys_voice(guppy_rows):
@@ -63,3 +80,13 @@ def test_no_evaluation_pair_and_no_test_phrasing_is_trained_on(guppy, guppy_rows
     assert not pairs & {(row["input"], row["output"]) for row in held}
     tests = {test.lower().strip(" .?!") for topic in guppy.topics.values() for test in topic.test}
     assert not tests & {row["input"].lower().strip(" .?!") for row in train}
+
+
+def test_no_line_stands_in_two_topics(guppy):
+    places = defaultdict(set)
+    for name, topic in guppy.topics.items():
+        for exchange in topic.exchanges:
+            for line in exchange.user:
+                if not any(isinstance(piece, Slot) for piece in line):
+                    places[re.sub(r"[^\w ]", "", line[0])].add(name)
+    assert not {line: names for line, names in places.items() if len(names) > 1}
