@@ -25,8 +25,9 @@ def join(device: torch.device) -> torch.device:
 
 
 def leave() -> None:
-    """Take leave of the other processes at the end."""
+    """Take leave of the other processes at the end, once all are there: the first one is still saving."""
     if _joined():
+        dist.barrier()
         dist.destroy_process_group()
 
 
