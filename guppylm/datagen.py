@@ -104,8 +104,9 @@ def add_noise(message: str, persona: Persona, rng: random.Random) -> str:
     words = message.split(" ")
     if happens("texting"):
         words = [pick(rng, persona.texting[w]) if w in persona.texting and rng.random() < 0.7 else w for w in words]
-    if len(words) > 3 and happens("drop_word"):
-        words.pop(int(rng.random() * len(words)))
+    small = [i for i, word in enumerate(words) if len(word) <= 3]  # a long one would take the meaning with it
+    if len(words) > 3 and small and happens("drop_word"):
+        words.pop(pick(rng, small))
     message = " ".join(words)
     if happens("no_apostrophe"):
         message = message.replace("'", "")

@@ -1,4 +1,4 @@
-"""Out of the notebook: a model and its data as folders that the Hugging Face libraries read, and their upload."""
+"""Out of the notebook: a model and its data as folders that the Hugging Face libraries read, to the hub and back."""
 
 import json
 import math
@@ -155,3 +155,20 @@ def push(folder: Path, name: str, kind: str) -> str:
         why = str(error).strip().splitlines()[0]
         raise ValueError(f"{name}: could not be uploaded: {why}; is HF_TOKEN set to a token that may write?") from error
     return str(done)
+
+
+def fetch(name: str, into: Path) -> Path:
+    """Download a model that was published on the Hugging Face hub, such as "arman-bd/guppylm-9M", into a folder.
+
+    Only weights, configuration and tokenizer are taken, never code. Returns the folder, which `chat.load` reads;
+    ValueError where there is no such model, or no network.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = ["config.json", "tokenizer.json", "model.pt", "model.safetensors", "pytorch_model.bin"]
+    try:
+        return Path(huggingface_hub.snapshot_download(name, local_dir=into, allow_patterns=wanted))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        why = str(error).strip().splitlines()[0]
+        raise ValueError(f"{name}: could not be downloaded: {why}; is the name right, and is there a network?") from error

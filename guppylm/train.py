@@ -29,10 +29,10 @@ ADVICE = "try a lower --learning-rate; the weights that were saved last are good
 class TrainConfig:
     """How to train. The defaults made the shipped fish."""
 
-    steps: int = 3000  # optimizer steps, 384,000 conversations
+    steps: int = 1800  # optimizer steps, 230,400 conversations
     batch_size: int = 128  # rows of a step: enough that Muon's own matrix products are not most of it
     micro_batch: int = 32  # rows computed at once; the gradients of several add up to the batch's (accumulation)
-    learning_rate: float = 3e-3  # at its highest, after the warm-up
+    learning_rate: float = 4e-3  # at its highest, after the warm-up
     embedding_rate: float = 2.0  # times that for the embeddings: most tokens are rare and must learn when they occur
     warmup_steps: int = 50  # small steps first: AdamW has yet to learn how large the gradients are
     weight_decay: float = 0.1  # pulls matrices towards zero; biases and norms are left alone

@@ -1,6 +1,7 @@
 """What leaves the notebook is read by software that nobody here wrote: transformers, onnxruntime, the hub's client."""
 
 import base64
+import hashlib
 import http.server
 import json
 import threading
@@ -120,12 +121,13 @@ def test_a_dataset_reads_back(small, tmp_path):
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """The calls of the Hugging Face hub that an upload makes; what was committed is kept in `files`."""
+    """The calls of the Hugging Face hub that uploads and downloads make; what it holds is kept in `files`."""
 
     files: dict[str, bytes] = {}
+    asked: list[str] = []  # the files that were downloaded
     tokens: set[str] = set()
 
-    def answer(self, table: dict, status: int = 200) -> None:
+    def answer(self, table: dict | list, status: int = 200) -> None:
         body = json.dumps(table).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -156,7 +158,25 @@ class Hub(http.server.BaseHTTPRequestHandler):
             self.answer({}, 404)
 
     def do_GET(self) -> None:
-        self.answer({"id": "me/minnow", "sha": "abc", "siblings": []})
+        owner, _, place = self.path.removeprefix("/").partition("/")
+        repository, _, file = place.partition("/resolve/abc/")
+        if owner == "me" and repository == "minnow" and file in self.files:
+            self.send_response(200)
+            self.send_header("ETag", f'"{hashlib.sha1(self.files[file]).hexdigest()}"')
+            self.send_header("X-Repo-Commit", "abc")
+            self.send_header("Content-Length", str(len(self.files[file])))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(self.files[file])
+                self.asked.append(file)
+        elif "me/minnow/tree/" in self.path:
+            self.answer([{"type": "file", "path": n, "size": len(d), "oid": "0"} for n, d in self.files.items()])
+        elif "me/minnow" in self.path:
+            self.answer({"id": "me/minnow", "sha": "abc", "siblings": [{"rfilename": name} for name in self.files]})
+        else:
+            self.answer({"error": "Repository not found"}, 404)
+
+    do_HEAD = do_GET
 
     def log_message(self, *args) -> None:
         pass
@@ -173,7 +193,9 @@ def hub(monkeypatch):
     for place in (constants, hf_api.api):
         name = "ENDPOINT" if place is constants else "endpoint"
         monkeypatch.setattr(place, name, address)
-    Hub.files, Hub.tokens = {}, set()
+    files = address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
+    Hub.files, Hub.tokens, Hub.asked = {}, set(), []
     yield address
     server.shutdown()
     server.server_close()
@@ -249,3 +271,26 @@ def test_eight_bits_lose_next_to_nothing(onnx_files, rows):
     assert loss["int8"] / tokens < loss["fp32"] / tokens + 0.02
     assert np.mean(np.array(first["int8"]) == np.array(first["fp32"])) >= 0.97
     assert loss["int8"] != loss["fp32"]
+
+
+def test_fetch_takes_a_published_model_and_no_code(hub, fish, tmp_path):
+    model, tok, _ = fish
+    sizes = {theirs: getattr(model.config, ours) for ours, theirs in checkpoint.PUBLISHED.items()}
+    torch.save(model.state_dict(), tmp_path / "weights")
+    Hub.files = {
+        "config.json": json.dumps({"model_type": "guppylm", **sizes}).encode(),
+        "tokenizer.json": tok.to_json().encode(),
+        "pytorch_model.bin": (tmp_path / "weights").read_bytes(),
+        "modeling_guppylm.py": b"raise SystemExit",
+        "README.md": b"# a fish",
+    }
+    folder = export.fetch("me/minnow", tmp_path / "minnow")
+    assert sorted(Hub.asked) == ["config.json", "pytorch_model.bin", "tokenizer.json"]
+    assert chat.load(str(folder)).reply("hello", seed=1) == chat.load(str(SHIPPED)).reply("hello", seed=1)
+
+
+@pytest.mark.parametrize("name", ["me/salmon", "not a name!"])
+def test_fetch_says_in_one_line_why_it_failed(hub, tmp_path, name):
+    with pytest.raises(ValueError, match=f"^{name}: could not be downloaded: ") as error:
+        export.fetch(name, tmp_path)
+    assert "\n" not in str(error.value)
