@@ -25,7 +25,6 @@ DRAWS = 3  # how often each message is answered
 
 # The same messages as other people would have typed them
 DISTURBED = {
-    "as they are": lambda message, rng: message,
     "in capitals": lambda message, rng: message.upper(),
     "without punctuation": lambda message, rng: "".join(c for c in message if c.isalnum() or c == " "),
     "with one typo": datagen.misspell,
@@ -199,7 +198,7 @@ def style(answers: list[Answer]) -> dict:
 
 
 def robustness(bot: Bot, persona: Persona, prompts: list[dict], temperature: float, top_k: int) -> dict[str, float]:
-    """The share on topic for the same prompts, typed in other ways."""
+    """The share on topic for the prompts, typed in other ways: one answer to each."""
     shares, precision = {}, pick_precision(bot.model.tok_emb.weight.device)
     for kind, disturb in DISTURBED.items():
         rng = random.Random(0)
@@ -222,8 +221,9 @@ def evaluate(
     for name, asked in sets.items():
         answers[name] = answer(bot, [p["prompt"] for p in asked] * DRAWS, temperature, top_k, 0, precision)
         card["replies"][name] = score(persona, asked * DRAWS, answers[name])
-    asked = sets.get("test phrasings", sets["fresh template messages"])
-    card["robustness"] = robustness(bot, persona, asked, temperature, top_k)
+    measured = "test phrasings" if "test phrasings" in sets else "fresh template messages"
+    as_they_are = {"as they are": card["replies"][measured]["on_topic"]}
+    card["robustness"] = as_they_are | robustness(bot, persona, sets[measured], temperature, top_k)
     fresh = answers["fresh template messages"]
     card["style"] = style(fresh)
     if "eval_rows" in training:

@@ -94,7 +94,7 @@ def test_disturbed_messages_are_the_same_ones_typed_otherwise():
     rng = random.Random(0)
     typed = {kind: disturb("Do you, fish?", rng) for kind, disturb in evaluate.DISTURBED.items()}
     assert typed.pop("with one typo") not in ("Do you, fish?", "")
-    expected = ["Do you, fish?", "DO YOU, FISH?", "Do you fish", "hey guppy, Do you, fish?"]
+    expected = ["DO YOU, FISH?", "Do you fish", "hey guppy, Do you, fish?"]
     assert list(typed.values()) == expected
 
 
