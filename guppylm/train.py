@@ -29,7 +29,7 @@ ADVICE = "try a lower --learning-rate; the weights that were saved last are good
 class TrainConfig:
     """How to train. The defaults made the shipped fish."""
 
-    steps: int = 1800  # optimizer steps, 230,400 conversations
+    steps: int = 2500  # optimizer steps, 320,000 conversations
     batch_size: int = 128  # rows of a step: enough that Muon's own matrix products are not most of it
     micro_batch: int = 32  # rows computed at once; the gradients of several add up to the batch's (accumulation)
     learning_rate: float = 4e-3  # at its highest, after the warm-up

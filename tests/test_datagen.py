@@ -161,6 +161,13 @@ def test_noise(guppy, kind, expected):
     assert set(noisy) <= {expected, NOISY[kind]}
 
 
+def test_only_small_words_are_dropped(guppy):
+    persona = dataclasses.replace(guppy, noise={"drop_word": 1.0})
+    noisy = {datagen.add_noise("do you like bubbles", persona, random.Random(i)) for i in range(50)}
+    assert noisy == {"you like bubbles", "do like bubbles"}
+    assert datagen.add_noise("guppies like tickly bubbles", persona, random.Random(0)) == "guppies like tickly bubbles"
+
+
 def test_a_typo_is_one_slip():
     slips = {datagen.misspell("swimming", random.Random(i)) for i in range(200)}
     assert len(slips) > 15
