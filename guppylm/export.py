@@ -171,4 +171,4 @@ def fetch(name: str, into: Path) -> Path:
         return Path(huggingface_hub.snapshot_download(name, local_dir=into, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         why = str(error).strip().splitlines()[0]
-        raise ValueError(f"{name}: could not be downloaded: {why}; is the name right, and is there a network?") from error
+        raise ValueError(f"{name}: could not be downloaded: {why}; is the name right, is there a network?") from error
