@@ -14,7 +14,7 @@ import torch
 from guppylm import checkpoint
 from guppylm.device import pick_device
 from guppylm.model import GuppyLM
-from guppylm.tokenizer import IM_END, IM_START, PAD, Tokenizer
+from guppylm.tokenizer import IM_END, IM_START, PAD, SPECIAL, Tokenizer
 
 REPLY_ROOM = 56  # tokens of the context that a long message has to leave free for the reply
 
@@ -94,7 +94,7 @@ class Bot:
 
     def label(self, id: int) -> str:
         """A token as a person can read it."""
-        return "<|im_end|>" if id == IM_END else self.tok.decode([id])
+        return SPECIAL[id] if id < len(SPECIAL) else self.tok.decode([id])
 
     def reply(self, message: str, temperature: float = 0.7, top_k: int = 50, seed: int | None = None) -> str:
         """The whole reply to a message. Arguments as in `stream`."""

@@ -74,6 +74,11 @@ def test_the_stream_adds_up_to_the_reply(fish):
         assert [p for _, p in step.choices] == sorted((p for _, p in step.choices), reverse=True)
 
 
+def test_every_token_has_a_label(fish):
+    assert [fish.label(i) for i in range(3)] == ["<pad>", "<|im_start|>", "<|im_end|>"]
+    assert [fish.label(i) for i in fish.tok.encode("like bubbles")] == ["like", " bubbles"]
+
+
 def test_a_character_of_several_tokens_comes_whole(tok, tiny, monkeypatch):
     """The model is made to say an emoji, whose bytes are four tokens, and then to stop."""
     bot = Bot(tiny, tok, "minnow")
