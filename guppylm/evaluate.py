@@ -18,7 +18,7 @@ from guppylm.device import mixed_precision, pick_precision
 from guppylm.grammar import Words, expand, pick
 from guppylm.persona import Persona, Topic
 from guppylm.tokenizer import IM_END
-from guppylm.train import TrainConfig, micro_batches, nats
+from guppylm.train import TrainConfig, micro_batches, token_losses
 
 FRESH, FRESH_SEED = 300, 987_654_321  # messages drawn for the card, from a seed that no training run has used
 DRAWS = 3  # how often each message is answered
@@ -143,7 +143,7 @@ def loss(bot: Bot, pairs: list[tuple[str, str]], log_probs: list[float]) -> dict
     rows = [corpus.Row(*bot.tok.encode_conversation(message, reply)) for message, reply in pairs]
     device, tokens = bot.model.tok_emb.weight.device, sum(row.reply_tokens for row in rows)
     batches = micro_batches(rows, TrainConfig(), device)
-    total = sum(nats(bot.model, batch, torch.float32).item() for batch in batches)
+    total = sum(token_losses(bot.model, batch, torch.float32).sum().item() for batch in batches)
     floor = -sum(log_probs) / tokens
     return {"rows": len(pairs), "nats_per_reply": total / len(pairs), "loss": total / tokens, "floor": floor,
             "excess": total / tokens - floor}  # fmt: skip

@@ -37,6 +37,7 @@ class TrainConfig:
     warmup_steps: int = 50  # small steps first: AdamW has yet to learn how large the gradients are
     weight_decay: float = 0.1  # pulls matrices towards zero; biases and norms are left alone
     beta2: float = 0.95  # how long AdamW remembers squared gradients: about 1 / (1 - beta2) = 20 steps
+    first_words: float = 1.0  # token i of a reply weighs 1 / i ** first_words; with 0 all weigh the same
     grad_clip: float = 1.0  # longest gradient: one odd batch must not throw the model off
     eval_every: int = 250  # steps
     seed: int = 0  # of the order of the rows
@@ -160,28 +161,41 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return config.learning_rate * (1 + math.cos(math.pi * done)) / 2
 
 
-def nats(model: nn.Module, batch: Batch, precision: torch.dtype) -> torch.Tensor:
-    """The sum of -ln of the probabilities that the model gives to the targets that count."""
+def token_losses(model: nn.Module, batch: Batch, precision: torch.dtype) -> torch.Tensor:
+    """(N,) in nats: -ln of the probability that the model gives to each target that counts."""
     with mixed_precision(batch.inputs.device, precision):
         logits = model(batch.inputs, batch.counts)  # (N, V): none where there is no loss
-    return F.cross_entropy(logits.float(), batch.targets[batch.counts], reduction="sum")
+    return F.cross_entropy(logits.float(), batch.targets[batch.counts], reduction="none")
+
+
+def token_weights(batch: Batch, config: TrainConfig) -> torch.Tensor:
+    """(N,) how much each target that counts weighs while training.
+
+    A reply's first words say what the message was taken for, and the rest follows from them. They are two tokens
+    in twenty, so with equal weights they would be two twentieths of the gradient. A perfect model is the same with
+    any weights: at each position, nothing is better than the true probabilities.
+    """
+    place = batch.counts.cumsum(dim=1)[batch.counts]  # (B, T) -> (N,): in each reply 1, 2, 3, ...
+    return place**-config.first_words
 
 
 def backward(state: State, rows: list[Row], config: TrainConfig) -> float:
-    """Gradients of the mean loss over the rows, added up over micro-batches; returns nats a reply token.
+    """Gradients of the rows' weighted mean loss, added up over micro-batches; returns unweighted nats a reply token.
 
     Processes that train together take every n-th row each. Their gradients are averaged, so each counts n times.
     """
-    tokens = sum(row.reply_tokens for row in rows)  # one mean over all of them, however they are divided
+    tokens = sum(row.reply_tokens for row in rows)
+    weight = sum(i**-config.first_words for row in rows for i in range(1, row.reply_tokens + 1))  # of the whole step
     own = rows[parallel.rank() :: parallel.size()]
     batches, total = list(micro_batches(own, config, state.device)), 0.0
     state.clock.lap("data")
     for i, batch in enumerate(batches, start=1):
         with parallel.gradients_meet(state.parallel, i == len(batches)):
-            loss = nats(state.parallel, batch, state.precision) / tokens
+            losses = token_losses(state.parallel, batch, state.precision)  # (N,)
+            loss = (losses * token_weights(batch, config)).sum() / weight
             state.clock.lap("forward")
             state.scaler.scale(loss * parallel.size()).backward()
-        total += loss.item()
+        total += losses.sum().item() / tokens
         state.clock.lap("backward")
     return parallel.total(total, state.device)
 
@@ -211,7 +225,7 @@ def evaluate(state: State, rows: list[Row], config: TrainConfig) -> float:
     """Nats over all reply tokens of the rows, each reply's <|im_end|> included."""
     state.model.eval()
     batches = micro_batches(rows[parallel.rank() :: parallel.size()], config, state.device)
-    total = sum(nats(state.model, batch, state.precision).item() for batch in batches)
+    total = sum(token_losses(state.model, batch, state.precision).sum().item() for batch in batches)
     state.model.train()
     return parallel.total(total, state.device)
 

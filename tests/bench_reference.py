@@ -45,6 +45,7 @@ def main() -> None:
         steps=args.steps,
         batch_size=args.batch_size,
         learning_rate=args.learning_rate,
+        first_words=0.0,  # the goal is counted over all tokens alike
         eval_every=max(1, args.steps // 20),
     )
     torch.manual_seed(config.seed)

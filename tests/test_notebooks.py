@@ -1,32 +1,71 @@
-"""Both notebooks run from top to bottom in quick mode, show what they promise, and keep no trace of the machine."""
+"""Both notebooks run in quick mode, beside a checkout and alone; they show what they promise and name no machine."""
 
+import itertools
+import json
 import re
 import statistics
-from pathlib import Path
 
 import nbformat
 import pytest
+from carry import CARRIED, ROOT, contents, pack, setup_cell, unpack
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 
-ROOT = Path(__file__).parent.parent
 NOTEBOOKS = ["train_guppylm.ipynb", "use_guppylm.ipynb"]
 PARTS = ["Data", "Tokenizer", "The transformer", "Training", "Overfitting", "Generation", "Inside", "Honest evaluation",
          "Swap the data", "Take it home"]  # fmt: skip
 ABSOLUTE = re.compile(r"(?<![\w.])/(?:home|Users|tmp|root|content|usr|var|private|work)/|[A-Z]:\\")
 
 
-@pytest.fixture(scope="module", params=NOTEBOOKS)
-def executed(request, tmp_path_factory):
-    """The name of a notebook, and the notebook with its outputs. An error in a cell is an error here."""
-    notebook = nbformat.read(ROOT / request.param, as_version=4)
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
+# Read by Python as it starts: no way out of this machine, and of the packages only those that Colab is sure to have.
+ALONE = """
+import socket, sys
+sys.modules.update(dict.fromkeys(["safetensors", "onnx", "onnxscript", "onnxruntime", "transformers", "hypothesis"]))
+connect = socket.socket.connect
+def stay(self, address):
+    if isinstance(address, tuple) and not address[0].startswith("127."):
+        raise OSError(f"no network: {address}")
+    return connect(self, address)
+socket.socket.connect = stay
+"""
+
+
+def read(name):
+    """The notebook without its outputs."""
+    notebook = nbformat.read(ROOT / name, as_version=4)
+    for cell in code_cells(notebook):
+        cell.outputs, cell.execution_count = [], None
+    return notebook
+
+
+def execute(notebook, folder, **environment):
+    """The notebook with its outputs, run in quick mode in a folder. An error in a cell is an error here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GUPPYLM_QUICK", "1")
-        patch.setenv("GUPPYLM_RUNS", str(tmp_path_factory.mktemp("runs")))
-        NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(ROOT)}}).execute()
-    return request.param, notebook
+        for variable, value in {"GUPPYLM_QUICK": "1", **environment}.items():
+            patch.setenv(variable, str(value))
+        NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
+    return notebook
+
+
+@pytest.fixture(scope="module")
+def empty_folder(tmp_path_factory):
+    """Where both notebooks are tried alone: the one that trains first, so that the other finds a fish."""
+    return tmp_path_factory.mktemp("alone")
+
+
+@pytest.fixture(scope="module", params=list(itertools.product(NOTEBOOKS, ("checkout", "alone"))), ids=" ".join)
+def executed(request, tmp_path_factory, empty_folder):
+    """The name of a notebook, and the notebook with its outputs."""
+    name, where = request.param
+    if where == "checkout":
+        return name, execute(read(name), ROOT, GUPPYLM_RUNS=tmp_path_factory.mktemp("runs"))
+    start = tmp_path_factory.mktemp("start")
+    (start / "sitecustomize.py").write_text(ALONE, encoding="utf-8")
+    if name == "use_guppylm.ipynb" and not (empty_folder / "checkpoints").exists():
+        execute(read("train_guppylm.ipynb"), empty_folder, PYTHONPATH=start)
+    notebook = execute(read(name), empty_folder, PYTHONPATH=start)
+    assert (empty_folder / "guppylm" / "train.py").read_bytes() == (ROOT / "guppylm" / "train.py").read_bytes()
+    return name, notebook
 
 
 def code_cells(notebook):
@@ -82,6 +121,27 @@ def test_the_run_that_was_trained_is_kept_and_loads_again(executed):
         assert written(again).startswith("True")
 
 
+def test_a_run_that_was_cut_off_goes_on_where_it_was_saved(tmp_path):
+    def until_trained(cut_off):
+        notebook = read("train_guppylm.ipynb")
+        (loop,) = [i for i, cell in enumerate(notebook.cells) if "in tqdm(train.train(" in cell.source]
+        notebook.cells = notebook.cells[: loop + 1]
+        if cut_off:
+            saved = "        runs.save(folder, state, data, config, record)\n"
+            assert saved in notebook.cells[loop].source
+            notebook.cells[loop].source = notebook.cells[loop].source.replace(
+                saved, saved + "        raise SystemError\n"
+            )
+        return notebook
+
+    with pytest.raises(CellExecutionError, match="SystemError"):
+        execute(until_trained(cut_off=True), ROOT, GUPPYLM_RUNS=tmp_path)
+    again = execute(until_trained(cut_off=False), ROOT, GUPPYLM_RUNS=tmp_path)
+    assert any("at step 2 of 6" in written(cell) for cell in code_cells(again))
+    (history,) = tmp_path.glob("*/history.jsonl")
+    assert [json.loads(line)["step"] for line in history.read_text(encoding="utf-8").splitlines()] == [2, 4, 6]
+
+
 def test_the_parameters_add_up(executed):
     name, notebook = executed
     if name == "train_guppylm.ipynb":
@@ -105,6 +165,13 @@ def test_each_part_ends_with_something_to_break_and_a_folded_answer():
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
+def test_it_carries_the_package_as_it_is(name):
+    source = setup_cell(nbformat.read(ROOT / name, as_version=4)).source
+    assert unpack(source) == contents(CARRIED[name]), "renew the copy: python tests/carry.py"
+    assert pack(contents(CARRIED[name])) in source  # in the spelling of the command, so that renewing changes nothing
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_it_is_valid_and_clean(name):
     notebook = nbformat.read(ROOT / name, as_version=4)
     nbformat.validate(notebook)
@@ -112,6 +179,12 @@ def test_it_is_valid_and_clean(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     assert not [trace for trace in ("/home/", "/Users/", "C:\\", "/tmp/", "/root/") if trace in text]
     assert "pip install" not in text and "GITHUB_REPO" not in text
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_the_first_cell_leads_to_colab(name):
+    first = nbformat.read(ROOT / name, as_version=4).cells[0].source
+    assert re.search(r"\[!\[Open in Colab\]\(https://\S+badge.svg\)\]\(https://colab.research.google.com/", first)
 
 
 def test_the_training_notebook_asks_for_a_gpu():

@@ -46,16 +46,38 @@ def test_a_batch_says_what_is_predicted_and_what_counts():
 def test_loss_is_the_cross_entropy_of_the_positions_that_count(tiny):
     batch = train.make_batch([Row([1, 5, 6, 7, 8, 2], 3), Row([1, 5, 9, 2], 2)], CPU)
     by_hand = F.cross_entropy(tiny(batch.inputs).transpose(1, 2), batch.targets, reduction="none")
-    expected = by_hand[0, 2:5].sum() + by_hand[1, 1:3].sum()
-    assert train.nats(tiny, batch, torch.float32).item() == pytest.approx(expected.item(), rel=1e-5)
+    expected = torch.cat([by_hand[0, 2:5], by_hand[1, 1:3]])
+    assert torch.allclose(train.token_losses(tiny, batch, torch.float32), expected, rtol=1e-5)
+
+
+def test_the_first_words_of_a_reply_weigh_most(tiny):
+    batch = train.make_batch([Row([1, 5, 6, 7, 8, 2], 3), Row([1, 5, 9, 2], 2)], CPU)
+    assert train.token_weights(batch, TrainConfig()).tolist() == pytest.approx([1, 1 / 2, 1 / 3, 1, 1 / 2])
+    assert train.token_weights(batch, TrainConfig(first_words=0)).tolist() == [1, 1, 1, 1, 1]
+
+
+def test_gradients_are_those_of_the_weighted_mean(small_corpus):
+    rows, config, state = small_corpus.train[:4], TrainConfig(first_words=0.5), start(small_corpus)
+    loss = train.backward(state, rows, config)
+    found = state.model.tok_emb.weight.grad.clone()
+    state.model.zero_grad()
+    total, weight, plain = 0.0, 0.0, []
+    for row in rows:
+        losses = train.token_losses(state.model, train.make_batch([row], CPU), torch.float32)
+        for i, nats in enumerate(losses, start=1):
+            total, weight = total + nats / math.sqrt(i), weight + 1 / math.sqrt(i)
+        plain += losses.tolist()
+    (total / weight).backward()
+    assert torch.allclose(found, state.model.tok_emb.weight.grad, atol=1e-6)
+    assert loss == pytest.approx(sum(plain) / len(plain), rel=1e-5)  # what is reported weighs all tokens the same
 
 
 def test_padding_changes_nothing(tiny):
     short = Row([1, 5, 9, 2], 2)
     long = Row([1] * 30, 29)
-    apart = sum(train.nats(tiny, train.make_batch([row], CPU), torch.float32).item() for row in (short, long))
-    together = train.nats(tiny, train.make_batch([long, short], CPU), torch.float32).item()
-    assert together == pytest.approx(apart, rel=1e-5)
+    apart = [train.token_losses(tiny, train.make_batch([row], CPU), torch.float32) for row in (long, short)]
+    together = train.token_losses(tiny, train.make_batch([long, short], CPU), torch.float32)
+    assert torch.allclose(together, torch.cat(apart), rtol=1e-5)
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 5])
@@ -167,8 +189,8 @@ def test_a_loss_that_is_no_number_stops_before_it_spoils_the_weights(small_corpu
     events = train.train(state, small_corpus, CONFIG)
     next(events)
     good = [p.clone() for p in state.model.parameters()]
-    whole = train.nats
-    monkeypatch.setattr(train, "nats", lambda *args: whole(*args) * broken)
+    whole = train.token_losses
+    monkeypatch.setattr(train, "token_losses", lambda *args: whole(*args) * broken)
     with pytest.raises(train.Diverged, match="step 2: the loss is (nan|inf): try a lower --learning-rate"):
         next(events)
     assert all(torch.equal(a, b) for a, b in zip(good, state.model.parameters(), strict=True))
@@ -224,7 +246,7 @@ def test_the_best_device_is_taken(monkeypatch):
 def test_bfloat16_gives_nearly_the_same_loss(small_corpus, tiny):
     state = start(small_corpus)
     batch = train.make_batch(small_corpus.train[:8], CPU)
-    full, half = (train.nats(state.model, batch, precision) for precision in (torch.float32, torch.bfloat16))
+    full, half = (train.token_losses(state.model, batch, p).sum() for p in (torch.float32, torch.bfloat16))
     assert half.dtype == torch.float32
     assert full.item() != half.item()
     assert half.item() == pytest.approx(full.item(), rel=0.01)
