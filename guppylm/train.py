@@ -37,7 +37,7 @@ class TrainConfig:
     warmup_steps: int = 50  # small steps first: AdamW has yet to learn how large the gradients are
     weight_decay: float = 0.1  # pulls matrices towards zero; biases and norms are left alone
     beta2: float = 0.95  # how long AdamW remembers squared gradients: about 1 / (1 - beta2) = 20 steps
-    first_words: float = 1.0  # token i of a reply weighs 1 / i ** first_words; with 0 all weigh the same
+    first_words: float = 1.0  # token i of a reply first weighs 1 / i ** first_words, and in the end as much as any
     grad_clip: float = 1.0  # longest gradient: one odd batch must not throw the model off
     eval_every: int = 250  # steps
     seed: int = 0  # of the order of the rows
@@ -168,15 +168,20 @@ def token_losses(model: nn.Module, batch: Batch, precision: torch.dtype) -> torc
     return F.cross_entropy(logits.float(), batch.targets[batch.counts], reduction="none")
 
 
-def token_weights(batch: Batch, config: TrainConfig) -> torch.Tensor:
-    """(N,) how much each target that counts weighs while training.
+def emphasis(step: int, config: TrainConfig) -> float:
+    """The e in the weight 1 / i ** e of a reply's token i: first_words at the beginning, 0 at the end.
 
     A reply's first words say what the message was taken for, and the rest follows from them. They are two tokens
-    in twenty, so with equal weights they would be two twentieths of the gradient. A perfect model is the same with
-    any weights: at each position, nothing is better than the true probabilities.
+    in twenty, so with equal weights they would be two twentieths of the gradient. So first comes what is meant, and
+    then how to say it. A perfect model is the same with any weights: nothing beats the true probabilities.
     """
+    return config.first_words * (1 - step / config.steps)
+
+
+def token_weights(batch: Batch, e: float) -> torch.Tensor:
+    """(N,) how much each target that counts weighs: 1 / i ** e for token i of a reply."""
     place = batch.counts.cumsum(dim=1)[batch.counts]  # (B, T) -> (N,): in each reply 1, 2, 3, ...
-    return place**-config.first_words
+    return place**-e
 
 
 def backward(state: State, rows: list[Row], config: TrainConfig) -> float:
@@ -184,15 +189,15 @@ def backward(state: State, rows: list[Row], config: TrainConfig) -> float:
 
     Processes that train together take every n-th row each. Their gradients are averaged, so each counts n times.
     """
-    tokens = sum(row.reply_tokens for row in rows)
-    weight = sum(i**-config.first_words for row in rows for i in range(1, row.reply_tokens + 1))  # of the whole step
+    tokens, e = sum(row.reply_tokens for row in rows), emphasis(state.step, config)
+    weight = sum(i**-e for row in rows for i in range(1, row.reply_tokens + 1))  # of the whole step
     own = rows[parallel.rank() :: parallel.size()]
     batches, total = list(micro_batches(own, config, state.device)), 0.0
     state.clock.lap("data")
     for i, batch in enumerate(batches, start=1):
         with parallel.gradients_meet(state.parallel, i == len(batches)):
             losses = token_losses(state.parallel, batch, state.precision)  # (N,)
-            loss = (losses * token_weights(batch, config)).sum() / weight
+            loss = (losses * token_weights(batch, e)).sum() / weight
             state.clock.lap("forward")
             state.scaler.scale(loss * parallel.size()).backward()
         total += losses.sum().item() / tokens

@@ -52,12 +52,18 @@ def test_loss_is_the_cross_entropy_of_the_positions_that_count(tiny):
 
 def test_the_first_words_of_a_reply_weigh_most(tiny):
     batch = train.make_batch([Row([1, 5, 6, 7, 8, 2], 3), Row([1, 5, 9, 2], 2)], CPU)
-    assert train.token_weights(batch, TrainConfig()).tolist() == pytest.approx([1, 1 / 2, 1 / 3, 1, 1 / 2])
-    assert train.token_weights(batch, TrainConfig(first_words=0)).tolist() == [1, 1, 1, 1, 1]
+    assert train.token_weights(batch, 1.0).tolist() == pytest.approx([1, 1 / 2, 1 / 3, 1, 1 / 2])
+    assert train.token_weights(batch, 0.0).tolist() == [1, 1, 1, 1, 1]
+
+
+def test_in_the_end_all_tokens_weigh_the_same():
+    config = TrainConfig(steps=100, first_words=2.0)
+    assert [train.emphasis(step, config) for step in (0, 50, 100)] == [2.0, 1.0, 0.0]
 
 
 def test_gradients_are_those_of_the_weighted_mean(small_corpus):
-    rows, config, state = small_corpus.train[:4], TrainConfig(first_words=0.5), start(small_corpus)
+    rows, config, state = small_corpus.train[:4], TrainConfig(steps=100), start(small_corpus)
+    state.step = 50  # half-way from 1 / i to no difference
     loss = train.backward(state, rows, config)
     found = state.model.tok_emb.weight.grad.clone()
     state.model.zero_grad()
