@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,8 +65,11 @@ def prepare(
     floor = -sum(datagen.reply_log_prob(c.exchange, c.shared, c.reply) for c in said) / len(said)
     tok = tok or tokenizer.train(tokenizer.conversation_texts(train))
 
+    def as_row(c: datagen.Conversation) -> Row:
+        return Row(*tok.encode_conversation(c.message, c.reply))
+
     def fitting(c: datagen.Conversation) -> Row:
-        row = Row(*tok.encode_conversation(c.message, c.reply))
+        row = as_row(c)
         if len(row.ids) > CONTEXT:
             entries = f"{persona.file}: {c.exchange.place}: {', '.join(c.entries)}"
             too_long = f"make a conversation of {len(row.ids)} tokens, and {CONTEXT} fit"
@@ -74,21 +78,22 @@ def prepare(
         return row
 
     def draw(number: int) -> list[Row]:
-        return [fitting(c) for c in draw_again(persona, seed, number, len(train), kept_apart)]
+        # What is too long stops a run before it begins. Later that would cost the run, so the next is taken instead.
+        again = map(as_row, draw_again(persona, seed, number, kept_apart))
+        return list(islice((row for row in again if len(row.ids) <= CONTEXT), len(train)))
 
     first, apart = ([fitting(origin[row["input"], row["output"]]) for row in rows] for rows in (train, held))
     return Corpus(tok, first, apart, digest(train + held), held[0]["input"], floor, draw)
 
 
 def draw_again(
-    persona: datagen.Persona, seed: int, number: int, n: int, kept_apart: set[tuple[str, str]]
+    persona: datagen.Persona, seed: int, number: int, kept_apart: set[tuple[str, str]]
 ) -> Iterator[datagen.Conversation]:
-    """The n conversations of a later pass: new ones, and none of those that are kept apart to measure on."""
+    """The conversations of a later pass, without end: new ones, and none of those that are kept apart to measure on."""
     rng = random.Random(f"{seed}/{number}")
-    while n:
+    while True:
         c = datagen.converse(persona, rng)
         if (c.message, c.reply) not in kept_apart:
-            n -= 1
             yield c
 
 
@@ -100,8 +105,8 @@ def training_replies(persona: datagen.Persona, training: dict) -> set[str]:
     replies = {row["output"] for row in train}
     passes = math.ceil(training["steps"] / max(1, len(train) // training["batch_size"]))
     for number in range(1, passes):
-        again = draw_again(persona, training["seed"], number, len(train), kept_apart)
-        replies |= {c.reply for c in again}
+        again = draw_again(persona, training["seed"], number, kept_apart)
+        replies |= {c.reply for c in islice(again, len(train))}
     return replies
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from guppylm import device, runs, train
+from guppylm import corpus, device, runs, train
 from guppylm.corpus import Row
 from guppylm.model import GuppyLM, ModelConfig
 from guppylm.muon import Muon, orthogonal
@@ -95,6 +95,14 @@ def test_accumulated_gradients_equal_those_of_one_big_batch(small_corpus, micro_
     assert train.backward(parts, rows, TrainConfig(micro_batch=micro_batch)) == pytest.approx(loss, rel=1e-5)
     for a, b in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
         assert torch.allclose(a.grad, b.grad, atol=1e-6)
+
+
+def test_a_conversation_that_is_too_long_stops_no_run_that_has_begun(small_corpus, monkeypatch):
+    longest = max(len(row.ids) for row in small_corpus.draw(1))
+    monkeypatch.setattr(corpus, "CONTEXT", longest - 1)
+    rows = small_corpus.rows(1)
+    assert len(rows) == len(small_corpus.train)
+    assert max(len(row.ids) for row in rows) < longest
 
 
 def test_each_pass_meets_every_row_once_in_a_new_order(small_corpus):
