@@ -22,6 +22,7 @@ from guppylm.train import TrainConfig, micro_batches, token_losses
 
 FRESH, FRESH_SEED = 300, 987_654_321  # messages drawn for the card, from a seed that no training run has used
 DRAWS = 3  # how often each message is answered
+AT_ONCE = 128  # rows of a batch: what many more have to keep at hand is too much for a processor's caches
 
 # The same messages as other people would have typed them
 DISTURBED = {
@@ -62,8 +63,11 @@ def answer(
         group = group + joining
         chosen = ids.new_empty(0, 1)
         if group:
+            # The answers to one message are the same at first, and what is the same has to be read only once.
+            different, which = torch.unique(ids, dim=0, return_inverse=True)
             with mixed_precision(device, precision):
-                p = probabilities(bot.next_logits(ids), temperature, top_k)  # (B, V)
+                logits = torch.cat([bot.next_logits(rows) for rows in different.split(AT_ONCE)])
+            p = probabilities(logits[which], temperature, top_k)  # (B, V)
             chosen = torch.multinomial(p, 1, generator=rng)  # (B, 1)
         ids = torch.cat([ids, chosen], dim=1)
         ended = (ids[:, -1] == IM_END).tolist()
