@@ -47,6 +47,8 @@ def answer(
     All rows of the batch have one length, so that nothing has to be padded: a prompt joins when the batch has grown
     to its length, and a reply leaves when it has ended.
     """
+    if not messages:
+        return []
     prompts = [bot.prompt(message) for message in messages]
     waiting = defaultdict(list)  # by length
     for i, prompt in enumerate(prompts):
@@ -201,13 +203,22 @@ def style(answers: list[Answer]) -> dict:
             "median_words": words[n // 2], "most_words": words[-1]}  # fmt: skip
 
 
-def robustness(bot: Bot, persona: Persona, prompts: list[dict], temperature: float, top_k: int) -> dict[str, float]:
-    """The share on topic for the prompts, typed in other ways: one answer to each."""
-    shares, precision = {}, pick_precision(bot.model.tok_emb.weight.device)
+def robustness(
+    bot: Bot, persona: Persona, prompts: list[dict], answers: list[Answer], temperature: float, top_k: int
+) -> dict[str, float]:
+    """The share on topic for the prompts as they are, with these answers, and typed in other ways: one answer to each.
+
+    What the model reads as before, it need not answer again: it reads lower case, so what is shouted is one of these.
+    """
+    shares = {"as they are": score(persona, prompts, answers)["on_topic"]}
+    precision = pick_precision(bot.model.tok_emb.weight.device)
     for kind, disturb in DISTURBED.items():
-        rng = random.Random(0)
+        rng, again = random.Random(0), list(answers)
         typed = [disturb(prompt["prompt"], rng) for prompt in prompts]
-        shares[kind] = score(persona, prompts, answer(bot, typed, temperature, top_k, 0, precision))["on_topic"]
+        other = [i for i, prompt in enumerate(prompts) if bot.prompt(typed[i]) != bot.prompt(prompt["prompt"])]
+        for i, new in zip(other, answer(bot, [typed[i] for i in other], temperature, top_k, 0, precision), strict=True):
+            again[i] = new
+        shares[kind] = score(persona, prompts, again)["on_topic"]
     return shares
 
 
@@ -226,8 +237,8 @@ def evaluate(
         answers[name] = answer(bot, [p["prompt"] for p in asked] * DRAWS, temperature, top_k, 0, precision)
         card["replies"][name] = score(persona, asked * DRAWS, answers[name])
     measured = "test phrasings" if "test phrasings" in sets else "fresh template messages"
-    as_they_are = {"as they are": card["replies"][measured]["on_topic"]}
-    card["robustness"] = as_they_are | robustness(bot, persona, sets[measured], temperature, top_k)
+    first = answers[measured][: len(sets[measured])]  # of the draws
+    card["robustness"] = robustness(bot, persona, sets[measured], first, temperature, top_k)
     fresh = answers["fresh template messages"]
     card["style"] = style(fresh)
     if "eval_rows" in training:

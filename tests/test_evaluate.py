@@ -98,6 +98,22 @@ def test_disturbed_messages_are_the_same_ones_typed_otherwise():
     assert list(typed.values()) == expected
 
 
+def test_what_reads_the_same_is_not_asked_again(small, tok, tiny, monkeypatch):
+    asked = []
+
+    def wrong(bot, messages, *rest):
+        asked.append(messages)
+        return [evaluate.Answer("what?", True)] * len(messages)
+
+    monkeypatch.setattr(evaluate, "answer", wrong)
+    prompts = [{"prompt": "peas", "topics": ["food"]}, {"prompt": "peas?", "topics": ["food"]}]
+    right = [evaluate.Answer("peas. yes.", True)] * 2
+    shares = evaluate.robustness(Bot(tiny, tok, "minnow"), small, prompts, right, 0.7, 50)
+    assert asked[:2] == [[], ["peas"]]  # in capitals; without punctuation
+    assert shares["as they are"] == shares["in capitals"] == 1.0
+    assert (shares["without punctuation"], shares["with one typo"], shares["after 'hey guppy,'"]) == (0.5, 0.0, 0.0)
+
+
 def test_loss_and_floor_of_a_model_that_knows_nothing(small, tok, tiny):
     """Untrained it is as unsure as among the whole vocabulary; the floor is what the templates leave open."""
     card = evaluate.losses(Bot(tiny.eval(), tok, "minnow"), small)
@@ -151,12 +167,15 @@ def test_prompts_on_unknown_topics_are_refused(small, scripted, tmp_path):
         evaluate.evaluate(scripted("x"), small, {}, file)
 
 
-def test_answers_together_are_the_answers_alone(tok, tiny):
-    """Greedy, so that the order of random draws plays no part; the prompts have different lengths."""
+def test_answers_together_are_the_answers_alone(tok, tiny, monkeypatch):
+    """Greedy, so that the order of random draws plays no part. Prompts of one length, of another, and the same one."""
     bot = Bot(tiny.eval(), tok, "minnow")
-    messages = ["hello", "do you like the castle?", "fish", "hello fish", "x" * 500]
-    together = evaluate.answer(bot, messages, 0, 0, 0)
-    assert [answer.text for answer in together] == [bot.reply(message, temperature=0) for message in messages]
+    one_hot = torch.eye(tok.vocab_size)  # the token of all that came before: an untrained model says one thing to all
+    monkeypatch.setattr(bot, "next_logits", lambda ids: one_hot[ids.sum(dim=1) % tok.vocab_size])
+    messages = ["hello", "do you like the castle?", "fish", "hello fish", "x" * 500, "food", "hello", "snow", "moon"]
+    together = [answer.text for answer in evaluate.answer(bot, messages, 0, 0, 0)]
+    assert together == [bot.reply(message, temperature=0) for message in messages]
+    assert len(set(together)) > 4
 
 
 @pytest.mark.parametrize(("token", "text", "ended"), [("<|im_end|>", "", True), ("a", "a", False)])
