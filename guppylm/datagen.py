@@ -65,13 +65,10 @@ def generate(persona: Persona, n: int = 60_000, seed: int = 0) -> list[dict[str,
 
 def about(persona: Persona, suggestions: int = 8) -> dict:
     """What a checkpoint keeps of the persona: who it is, and messages from several topics to begin with."""
-    rng, names = random.Random(0), list(persona.topics)
-    topics = [persona.topics[name] for name in sorted(names, key=lambda name: rng.random())[:suggestions]]
-    lines = []
-    for topic in topics:
-        drawn = [(exchange, pick(rng, exchange.user)) for exchange in topic.exchanges for _ in range(3)]
-        said = [expand(line, exchange.pools, rng, {}, {}) for exchange, line in drawn]
-        lines.append(min((line for line in said if "?" in line), key=len, default=said[0]))
+    rng, names = random.Random(3), list(persona.topics)
+    chosen = sorted(names, key=lambda name: rng.random())[:suggestions]
+    first = [persona.topics[name].exchanges[0] for name in chosen]  # an author begins with what is asked most
+    lines = [expand(exchange.user[0], exchange.pools, rng, {}, {}) for exchange in first]
     own = {name: getattr(persona, name) for name in ("name", "summary", "greeting", "color")}
     return {**own, "suggestions": lines}
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import platform
 import time
 
 import pytest
@@ -255,6 +256,19 @@ def test_the_best_device_is_taken(monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: mps)
         assert device.pick_device().type == expected
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries can't be told, or need not be")
+def test_the_memory_of_a_tensor_that_is_gone_serves_the_next():
+    import resource  # Unix only
+
+    device.pick_device("cpu")
+    faults = []
+    for _ in range(10):
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+        torch.ones(16_000_000)  # 64 MB
+    pages_asked_for = faults[9] - faults[4]  # the first may still have to make room
+    assert pages_asked_for < 100  # of 2 MB at most, so that five tensors taken anew would be over 150
 
 
 def test_bfloat16_gives_nearly_the_same_loss(small_corpus, tiny):
