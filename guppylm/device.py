@@ -25,7 +25,7 @@ def keep_memory() -> None:
     """Make glibc, the C library of most Linuxes, keep the memory of a tensor that is gone for the next one.
 
     By default it returns large blocks to the system, which hands them out again page by page, each filled with zeros.
-    With new tensors in every layer of every step that was a third of the time of training.
+    Training makes new tensors in every layer of every step, and would spend much of its time waiting for pages.
     """
     if platform.libc_ver()[0] == "glibc":
         trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h

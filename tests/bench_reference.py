@@ -38,8 +38,9 @@ def main() -> None:
             with gzip.open(args.reference / f"{part}.gz") as packed, (Path(name) / part).open("wb") as file:
                 shutil.copyfileobj(packed, file)
         rows = corpus.read(Path(name))
-    device, goal = pick_device(), baseline["best_nats_per_reply"]
-    theirs = baseline["settings"]["steps"] * original_step(rows, baseline["settings"], device)
+    goal = baseline["best_nats_per_reply"]
+    theirs = baseline["settings"]["steps"] * original_step(rows, baseline["settings"])
+    device = pick_device()  # from here on memory is kept, so the original's steps come before
     print(f"the original's settings: {theirs:,.0f} s for {goal} nats a reply", flush=True)
     config = train.TrainConfig(
         steps=args.steps,
@@ -62,8 +63,9 @@ def main() -> None:
     print("the original's best was not reached")
 
 
-def original_step(rows: corpus.Corpus, settings: dict, device: torch.device) -> float:
+def original_step(rows: corpus.Corpus, settings: dict) -> float:
     """Seconds of a step as the original takes it: fp32, AdamW, all tokens, rows in any order, the full logits."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = GuppyLM(ModelConfig(vocab_size=rows.tok.vocab_size, dropout=settings["dropout"])).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings["learning_rate"], betas=(0.9, 0.95))
     shuffled = random.Random(0).sample(rows.train, settings["batch_size"] * (TIMED + WARM_UP))

@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from guppylm import card, corpus, datagen
+from guppylm import card, corpus, datagen, evaluate
 
-RED_FLAGS = Path(__file__).parent / "red_flags.jsonl"  # prompts for `evaluate --persona medical_triage --prompts`
+# Prompts for `evaluate --persona medical_triage --prompts`. Whoever wrote the second file had not seen the templates;
+# keep it so: do not write lines for what it holds.
+RED_FLAGS = Path(__file__).parent / "red_flags.jsonl"
+BLIND_RED_FLAGS = Path(__file__).parent / "red_flags_blind.jsonl"
 
 
 @pytest.mark.parametrize("name", ["pirate", "poet", "customer_service", "medical_triage"])
@@ -37,5 +40,12 @@ def test_triage_sends_every_red_flag_to_the_emergency_number_and_always_says_wha
     assert emergencies <= seen
 
 
-def test_there_are_forty_red_flags():
-    assert len(RED_FLAGS.read_text(encoding="utf-8").splitlines()) == 40
+@pytest.mark.parametrize(("file", "number"), [(RED_FLAGS, 40), (BLIND_RED_FLAGS, 100)], ids=["known", "blind"])
+def test_red_flags_can_be_asked_and_none_is_a_line_of_the_templates(file, number):
+    triage = datagen.load_persona("medical_triage")
+    prompts = evaluate.read_prompts(file)
+    assert len({prompt["prompt"] for prompt in prompts}) == number
+    assert all(prompt["topics"][0] in triage.topics for prompt in prompts)
+    said = {"".join(piece for piece in line if isinstance(piece, str)).lower()
+            for topic in triage.topics.values() for e in topic.exchanges for line in e.user}  # fmt: skip
+    assert not said & {prompt["prompt"].lower() for prompt in prompts}
