@@ -63,10 +63,10 @@ def generate(persona: Persona, n: int = 60_000, seed: int = 0) -> list[dict[str,
     return [conversation.row() for conversation in conversations(persona, n, seed)]
 
 
-def about(persona: Persona, suggestions: int = 8) -> dict:
-    """What a checkpoint keeps of the persona: who it is, and messages from several topics to begin with."""
-    rng, names = random.Random(3), list(persona.topics)
-    chosen = sorted(names, key=lambda name: rng.random())[:suggestions]
+def about(persona: Persona) -> dict:
+    """What a checkpoint keeps of the persona: who it is, and messages from up to eight topics to begin with."""
+    rng, names = random.Random(3), list(persona.topics)  # any seed will do, but the same one each time
+    chosen = sorted(names, key=lambda name: rng.random())[:8]
     first = [persona.topics[name].exchanges[0] for name in chosen]  # an author begins with what is asked most
     lines = [expand(exchange.user[0], exchange.pools, rng, {}, {}) for exchange in first]
     own = {name: getattr(persona, name) for name in ("name", "summary", "greeting", "color")}

@@ -9,7 +9,10 @@ import torch
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device of that name, or with "auto" the best there is. ValueError where it is not there."""
+    """The device of that name, or with "auto" the best there is; on a CPU, memory is kept from now on.
+
+    ValueError where it is not there.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:

@@ -65,7 +65,8 @@ def main() -> None:
 
 def original_step(rows: corpus.Corpus, settings: dict) -> float:
     """Seconds of a step as the original takes it: fp32, AdamW, all tokens, rows in any order, the full logits."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    gpu = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    device = gpu or torch.device("cpu")  # the one that pick_device takes
     model = GuppyLM(ModelConfig(vocab_size=rows.tok.vocab_size, dropout=settings["dropout"])).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings["learning_rate"], betas=(0.9, 0.95))
     shuffled = random.Random(0).sample(rows.train, settings["batch_size"] * (TIMED + WARM_UP))
