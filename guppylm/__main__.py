@@ -83,7 +83,7 @@ def train(args: argparse.Namespace) -> None:
         corpus.prepare(source, args.rows, args.eval_rows, config.seed, tok) if source else corpus.read(args.data, tok)
     )
     device = parallel.join(pick_device(args.device))
-    precision = pick_precision(device)
+    precision = runs.saved_precision(out, device) if args.resume else pick_precision(device)
 
     def begin() -> training.State:
         torch.manual_seed(config.seed)

@@ -13,6 +13,7 @@ import torch
 
 from guppylm import checkpoint
 from guppylm.corpus import Corpus
+from guppylm.device import pick_precision
 from guppylm.train import Progress, State, TrainConfig
 
 
@@ -35,6 +36,8 @@ def save_state(folder: Path, state: State, corpus: Corpus, config: TrainConfig) 
     kept = {
         "config": asdict(config),
         "run": fingerprint(corpus),
+        "device": state.device.type,
+        "precision": state.precision,
         "model": state.model.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in state.optimizers],
         "scaler": state.scaler.state_dict(),
@@ -54,6 +57,12 @@ def saved_config(folder: Path, changes: dict) -> TrainConfig:
         if config[name] != value:
             raise ValueError(f"{folder}: can't resume: {name} was {config[name]}, now it is {value}")
     return TrainConfig(**config)
+
+
+def saved_precision(folder: Path, device: torch.device) -> torch.dtype:
+    """The precision of the run in `folder`. On another kind of device than before it is that device's own."""
+    kept = checkpoint.read_tensors(folder / "state.pt")
+    return kept["precision"] if kept["device"] == device.type else pick_precision(device)
 
 
 def resume(folder: Path, state: State, corpus: Corpus) -> None:

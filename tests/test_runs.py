@@ -47,6 +47,14 @@ def test_a_run_that_is_resumed_ends_where_it_would_have_ended(small_corpus, tmp_
     assert again.history == straight.history
 
 
+def test_a_run_goes_on_in_its_precision_whatever_the_chip_seems_to_prefer_today(small_corpus, tmp_path, monkeypatch):
+    state = start(small_corpus)
+    runs.save_state(tmp_path, state, small_corpus, CONFIG)
+    monkeypatch.setattr(runs, "pick_precision", lambda device: torch.float16)
+    assert runs.saved_precision(tmp_path, torch.device("cpu")) == torch.float32
+    assert runs.saved_precision(tmp_path, torch.device("meta")) == torch.float16
+
+
 def test_a_changed_run_is_not_resumed_and_says_what_changed(small, small_corpus, tmp_path):
     state = start(small_corpus)
     list(train.train(state, small_corpus, CONFIG))

@@ -246,7 +246,7 @@ def test_precision_goes_by_what_the_chip_has(monkeypatch, capability, expected):
 def test_precision_elsewhere(monkeypatch):
     assert device.pick_precision(torch.device("mps")) == torch.float32
     for speed, expected in ((0.1, torch.bfloat16), (1.0, torch.float32), (9.0, torch.float32)):
-        monkeypatch.setattr(device, "cpu_seconds", lambda dtype, speed=speed: speed if dtype == torch.bfloat16 else 1.0)
+        monkeypatch.setattr(device, "cpu_seconds", lambda half, full, speed=speed: [speed, 1.0])
         assert device.pick_precision(CPU) == expected
 
 
