@@ -11,6 +11,7 @@ import shlex
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 
@@ -32,10 +33,13 @@ def data(args: argparse.Namespace) -> None:
         for c in samples(persona, args.topic, args.sample, args.seed):
             print(f"[{c.exchange.place}] {', '.join(c.entries)}\n  you> {c.message}\n  {persona.name}> {c.reply}")
         return
+    prepared = corpus.prepare(
+        persona, args.rows, args.eval_rows, args.seed
+    )  # first: it refuses what can't be trained on
     train, held = rows_of(persona, args)
     corpus.write_rows(args.out, train, held)
     print(f"{args.out / 'train.jsonl'} and eval.jsonl: {persona.name}, {len(persona.topics)} topics")
-    counted = card.data_card(persona, train, held, corpus.prepare(persona, args.rows, args.eval_rows, args.seed))
+    counted = card.data_card(persona, train, held, prepared)
     print(card.describe(counted))
     for line in card.advice(persona, counted):
         print(f"{persona.file}: {line}")
@@ -74,16 +78,19 @@ def train(args: argparse.Namespace) -> None:
     out = args.out or Path("checkpoints") / persona["name"]
     if args.resume:
         config = runs.saved_config(out, chosen)
-    elif (out / "state.pt").exists() or (out / "model.pt").exists():
+    elif not args.profile and ((out / "state.pt").exists() or (out / "model.pt").exists()):
         raise ValueError(f"{out}: there is a model already: add --resume to go on, or choose another --out")
     else:
         config = training.TrainConfig(**chosen)
+        config = replace(config, warmup_steps=min(config.warmup_steps, config.steps // 10))
     tok = Tokenizer.load(args.tokenizer) if args.tokenizer else None
     rows = (
         corpus.prepare(source, args.rows, args.eval_rows, config.seed, tok) if source else corpus.read(args.data, tok)
     )
     device = parallel.join(pick_device(args.device))
-    precision = runs.saved_precision(out, device) if args.resume else pick_precision(device)
+    if config.batch_size < parallel.size():
+        raise ValueError(f"--batch-size {config.batch_size}: too few rows for {parallel.size()} processes")
+    precision = parallel.agreed(runs.saved_precision(out, device) if args.resume else pick_precision(device))
 
     def begin() -> training.State:
         torch.manual_seed(config.seed)
@@ -107,9 +114,18 @@ def train(args: argparse.Namespace) -> None:
         introduce(state, rows, config)
         show(events, state, rows, config, bot, out, record)
     else:
-        for _ in events:  # another process prints and saves
-            pass
+        with runs.interrupts() as interrupted:
+            for _ in events:  # another process prints and saves
+                if stop_together(interrupted, state) and state.step < config.steps:
+                    sys.exit(130)
     parallel.leave()
+
+
+def stop_together(interrupted: list[int], state) -> bool:
+    """Whether Ctrl-C has reached any of the processes that train together: none may wait for one that has gone."""
+    from guppylm import parallel
+
+    return parallel.total(len(interrupted), state.device) > 0
 
 
 def introduce(state, rows, config) -> None:
@@ -129,15 +145,16 @@ def show(events, state, rows, config, bot, out: Path, record: dict) -> None:
     saved = time.monotonic()
     with runs.interrupts() as interrupted:
         for progress in show_progress(events, state.step, config.steps):
+            stop = stop_together(interrupted, state)
             if progress.evaluation:
                 print(runs.describe(progress, config))
                 print(f"  you> {rows.message}\n  {bot.name}> {bot.reply(rows.message, seed=config.seed)}", flush=True)
                 runs.save(out, state, rows, config, record)
                 saved = time.monotonic()
-            elif interrupted or time.monotonic() - saved > 60:
+            elif stop or time.monotonic() - saved > 60:
                 runs.save_state(out, state, rows, config)
                 saved = time.monotonic()
-            if interrupted and state.step < config.steps:
+            if stop and state.step < config.steps:
                 print(f"stopped after step {state.step} and saved in {out}: the same command with --resume goes on")
                 sys.exit(130)
     if state.clock.seconds:
@@ -207,8 +224,9 @@ def evaluate(args: argparse.Namespace) -> None:
     from guppylm import checkpoint, datagen
     from guppylm import evaluate as evaluation
 
-    persona = datagen.load_persona(args.persona)
     model, tok, record, folder = load_model(args, args.device)
+    own = record.get("persona", {}).get("name", "guppy").replace(" ", "_")
+    persona = datagen.load_persona(args.persona or own)
     bot, training = chatting.Bot(model, tok, persona.name), record.get("training", {})
     card = evaluation.evaluate(bot, persona, training, args.prompts, args.temperature, args.top_k)
     text = json.dumps(card, indent=2, ensure_ascii=False)
@@ -233,8 +251,12 @@ def export(args: argparse.Namespace) -> None:
     else:
         model, tok, record, folder = load_model(args)
         with extra("export"):
-            from guppylm import export as exporting
-            from guppylm import onnx_export, site
+            if args.to == "hf":
+                from guppylm import export as exporting
+            elif args.to == "onnx":
+                from guppylm import onnx_export
+            else:
+                from guppylm import site
         if args.to == "hf":
             card = folder / "evaluation.json"
             evaluation = json.loads(card.read_text(encoding="utf-8")) if card.exists() else None
@@ -307,7 +329,7 @@ def parser() -> argparse.ArgumentParser:
     def add_sampling(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
         wildness = "0: always the likeliest token; 1: as trained (default: 0.7)"
-        sub.add_argument("--temperature", type=positive, default=0.7, help=wildness)
+        sub.add_argument("--temperature", type=warmth, default=0.7, help=wildness)
         sub.add_argument("--top-k", type=natural, default=50, help="choose among so many tokens, 0: all (default: 50)")
 
     sub = command(data)
@@ -345,8 +367,8 @@ def parser() -> argparse.ArgumentParser:
     sub = command(evaluate)
     add_model(sub)
     add_sampling(sub)
-    judge = "whose templates judge (default: guppy)"
-    sub.add_argument("--persona", default="guppy", metavar="NAME|FILE.toml", help=judge)
+    judge = "whose templates judge (default: those of the model's own name)"
+    sub.add_argument("--persona", metavar="NAME|FILE.toml", help=judge)
     sub.add_argument("--prompts", type=Path, metavar="FILE.jsonl", help="also these messages, with their topics")
     sub.add_argument("--json", action="store_true", help="print everything, for programs")
     sub.add_argument("--save", action="store_true", help="keep it beside the model, where export finds it")
@@ -383,8 +405,15 @@ def natural(text: str) -> int:
 
 def positive(text: str) -> float:
     value = float(text)
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 0")
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return value
+
+
+def warmth(text: str) -> float:
+    value = float(text)
+    if value and not 0.01 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{text} is neither 0 nor a number from 0.01 to 100")
     return value
 
 
@@ -400,6 +429,11 @@ def main() -> None:
         sys.exit(130)
     except (ValueError, OSError) as error:
         print(f"guppylm: {error}", file=sys.stderr)
+        sys.exit(2)
+    except RuntimeError as error:
+        if "out of memory" not in str(error):
+            raise
+        print("guppylm: the device is out of memory: try a smaller --micro-batch, or --device cpu", file=sys.stderr)
         sys.exit(2)
 
 

@@ -172,7 +172,7 @@ def _sayable_tests(persona: Persona) -> list[str]:
             for exchange, i, line in lines:
                 key = (line[0], id(exchange.pools))
                 if key not in begins:
-                    begins[key] = any(_ends(line[:1], exchange.pools, bare + mark) for mark in "?.")
+                    begins[key] = any(_ends(line[:1], exchange.pools, said) for said in (test, bare + "?", bare + "."))
                 if begins[key] and _says(exchange, line, test, bare):
                     place = f"{exchange.place}.user[{i}]"
                     found.append(f"topics.{name}.test: {test!r} is no test, {place} can say it: change one of them")

@@ -55,10 +55,12 @@ def prepare(
     The tokenizer is trained on the former, where none is given.
 
     Every later pass draws new conversations: a model can't learn by heart what it meets but once.
-    PersonaError where a conversation is longer than the context, CONTEXT tokens.
+    PersonaError where a conversation is longer than the context, CONTEXT tokens, or where there is but one.
     """
     made = list(datagen.conversations(persona, n + n_eval, seed))
     train, held = datagen.split([c.row() for c in made], n_eval)
+    if not train:
+        raise datagen.PersonaError(f"{persona.file}: can say one conversation alone: write more lines or replies")
     origin = {(c.message, c.reply): c for c in made}
     kept_apart = {(row["input"], row["output"]) for row in held}
     said = [origin[row["input"], row["output"]] for row in held]
@@ -98,12 +100,15 @@ def draw_again(
 
 
 def training_replies(persona: datagen.Persona, training: dict) -> set[str]:
-    """Every reply that a run met, from what its config.json says: rows, eval_rows, seed, steps, batch_size."""
+    """Every reply that a run met, from what its config.json says: rows, eval_rows, seed, step, batch_size.
+
+    The pass in which it stopped counts as a whole.
+    """
     rows = datagen.generate(persona, training["rows"] + training["eval_rows"], training["seed"])
     train, held = datagen.split(rows, training["eval_rows"])
     kept_apart = {(row["input"], row["output"]) for row in held}
     replies = {row["output"] for row in train}
-    passes = math.ceil(training["steps"] / max(1, len(train) // training["batch_size"]))
+    passes = math.ceil(training.get("step", training["steps"]) / max(1, len(train) // training["batch_size"]))
     for number in range(1, passes):
         again = draw_again(persona, training["seed"], number, kept_apart)
         replies |= {c.reply for c in islice(again, len(train))}

@@ -18,7 +18,7 @@ from guppylm.device import mixed_precision, pick_precision
 from guppylm.grammar import Words, expand, pick
 from guppylm.persona import Persona, Topic
 from guppylm.tokenizer import IM_END
-from guppylm.train import TrainConfig, micro_batches, token_losses
+from guppylm.train import TrainConfig, micro_batches, token_losses, unsure
 
 FRESH, FRESH_SEED = 300, 987_654_321  # messages drawn for the card, from a seed that no training run has used
 DRAWS = 3  # how often each message is answered
@@ -204,14 +204,14 @@ def style(answers: list[Answer]) -> dict:
 
 
 def robustness(
-    bot: Bot, persona: Persona, prompts: list[dict], answers: list[Answer], temperature: float, top_k: int
-) -> dict[str, float]:
+    bot: Bot, persona: Persona, prompts: list[dict], answers: list[Answer], temperature: float, top_k: int,
+    precision: torch.dtype = torch.float32,
+) -> dict[str, float]:  # fmt: skip
     """The share on topic for the prompts as they are, with these answers, and typed in other ways: one answer to each.
 
     What the model reads as before, it need not answer again: it reads lower case, so what is shouted is one of these.
     """
     shares = {"as they are": score(persona, prompts, answers)["on_topic"]}
-    precision = pick_precision(bot.model.tok_emb.weight.device)
     for kind, disturb in DISTURBED.items():
         rng, again = random.Random(0), list(answers)
         typed = [disturb(prompt["prompt"], rng) for prompt in prompts]
@@ -238,7 +238,7 @@ def evaluate(
         card["replies"][name] = score(persona, asked * DRAWS, answers[name])
     measured = "test phrasings" if "test phrasings" in sets else "fresh template messages"
     first = answers[measured][: len(sets[measured])]  # of the draws
-    card["robustness"] = robustness(bot, persona, sets[measured], first, temperature, top_k)
+    card["robustness"] = robustness(bot, persona, sets[measured], first, temperature, top_k, precision)
     fresh = answers["fresh template messages"]
     card["style"] = style(fresh)
     if "eval_rows" in training:
@@ -250,9 +250,8 @@ def describe(card: dict) -> str:
     """The card as text, with the topics that are missed most and an example of each."""
     lines = ["loss on replies, in nats a token:"]
     for name, row in card["loss"].items():
-        unsure = f"as unsure as choosing among {math.exp(row['loss']):.2f} tokens"
         floor = f"no model can get under {row['floor']:.3f}: {row['excess']:.3f} too much"
-        lines.append(f"  {name} ({row['rows']}): {row['loss']:.3f}, {unsure}; {floor}")
+        lines.append(f"  {name} ({row['rows']}): {row['loss']:.3f}, {unsure(row['loss'])}; {floor}")
     for name, result in card["replies"].items():
         shares = f"{result['on_topic']:.1%} on topic, {result['sayable']:.1%} sayable"
         lines.append(f"{name} ({result['prompts']}): {shares}")

@@ -1,16 +1,16 @@
 """Out of the notebook: a model and its data as folders that the Hugging Face libraries read, to the hub and back."""
 
 import json
-import math
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from guppylm import corpus, gpt2
 from guppylm.checkpoint import write_text, write_whole
 from guppylm.model import GuppyLM
 from guppylm.persona import Persona
 from guppylm.tokenizer import IM_END, IM_START, PAD, SPECIAL, Tokenizer
+from guppylm.train import unsure
 
 # One conversation as guppylm.tokenizer spells it. Jinja, the template language that transformers runs.
 CHAT_TEMPLATE = (
@@ -41,7 +41,8 @@ def save_hf(model: GuppyLM, tok: Tokenizer, record: dict, evaluation: dict | Non
                  "chat_template": CHAT_TEMPLATE}  # fmt: skip
     weights = {name: tensor.detach().cpu().float() for name, tensor in model.state_dict().items()}
     tensors = gpt2.to_gpt2(weights, model.config.n_layers)
-    write_whole(out / "model.safetensors", lambda part: save_file(tensors, part, metadata={"format": "pt"}))
+    packed = save(tensors, metadata={"format": "pt"})  # its own writing hides what is wrong with a disk
+    write_whole(out / "model.safetensors", lambda part: part.write_bytes(packed))
     write_text(out / "tokenizer.json", tok.to_json())
     for name, table in (("config", config), ("generation_config", generation), ("tokenizer_config", tokenizer)):
         write_text(out / f"{name}.json", json.dumps(table, indent=2) + "\n")
@@ -93,8 +94,7 @@ def model_card(model: GuppyLM, record: dict, evaluation: dict | None) -> str:
     ]
     if "eval_loss" in training:
         loss = training["eval_loss"]
-        unsure = f"as unsure as choosing among {math.exp(loss):.2f} tokens"
-        lines += [f"Loss on replies that it was not trained on: {loss:.3f} nats a token, {unsure}.", ""]
+        lines += [f"Loss on replies that it was not trained on: {loss:.3f} nats a token, {unsure(loss)}.", ""]
     if evaluation is None:
         lines.append("Its replies have not been judged yet: `python -m guppylm evaluate --save` does it.")
     else:
@@ -144,14 +144,14 @@ def push(folder: Path, name: str, kind: str) -> str:
     The token comes from HF_TOKEN or `hf auth login`. Returns the address; ValueError where the hub says no.
     """
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         huggingface_hub.create_repo(name, repo_type=kind, exist_ok=True)
         done = huggingface_hub.upload_folder(
-            repo_id=name, repo_type=kind, folder_path=folder, commit_message="Upload from guppylm"
-        )
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+            repo_id=name, repo_type=kind, folder_path=folder, commit_message="Upload from guppylm",
+            allow_patterns=["README.md", "*.json", "*.jsonl", "*.safetensors"],  # what is written here, and no more
+        )  # fmt: skip
+    except _hub_errors() as error:
         why = str(error).strip().splitlines()[0]
         raise ValueError(f"{name}: could not be uploaded: {why}; is HF_TOKEN set to a token that may write?") from error
     return str(done)
@@ -164,11 +164,17 @@ def fetch(name: str, into: Path) -> Path:
     ValueError where there is no such model, or no network.
     """
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     wanted = ["config.json", "tokenizer.json", "model.pt", "model.safetensors", "pytorch_model.bin"]
     try:
         return Path(huggingface_hub.snapshot_download(name, local_dir=into, allow_patterns=wanted))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except _hub_errors() as error:
         why = str(error).strip().splitlines()[0]
         raise ValueError(f"{name}: could not be downloaded: {why}; is the name right, is there a network?") from error
+
+
+def _hub_errors() -> tuple[type[Exception], ...]:
+    """What goes wrong between here and the hub: it says no, the name is none, or there is no network."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    return (*HfHubHTTPError.__bases__, HFValidationError, OSError)  # the first is any error of the library's client

@@ -1,7 +1,7 @@
 """How fast training is here: seconds a step, tokens a second, the share of the chip's peak, and where the time goes."""
 
-import itertools
 import time
+from dataclasses import replace
 
 import torch
 from torch.profiler import ProfilerActivity
@@ -17,7 +17,7 @@ WARM_UP, TIMED = 3, 8  # steps
 def seconds(state: State, corpus: Corpus, config: TrainConfig) -> tuple[float, float]:
     """Seconds of a step and of an evaluation, the same number in all processes. The state is spent by it."""
     began = 0.0
-    for step, rows in enumerate(itertools.islice(training.batches(corpus, config), WARM_UP + TIMED)):
+    for step, rows in enumerate(training.batches(corpus, replace(config, steps=WARM_UP + TIMED))):
         if step == WARM_UP:
             began = time.perf_counter()
         training.backward(state, rows, config)

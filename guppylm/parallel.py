@@ -55,6 +55,14 @@ def gradients_meet(model: nn.Module, now: bool) -> AbstractContextManager:
     return nullcontext() if now or not _joined() else model.no_sync()
 
 
+def agreed(value: object) -> object:
+    """The value that process 0 brings. Clocks differ, and what all must do alike can't be read from each one's own."""
+    values = [value]
+    if _joined():
+        dist.broadcast_object_list(values)
+    return values[0]
+
+
 def total(value: float, device: torch.device) -> float:
     """The sum of the values that the processes bring."""
     if not _joined():

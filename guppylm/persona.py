@@ -10,7 +10,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from guppylm.grammar import Pools, Text, Word, parse
+from guppylm.grammar import Pools, Slot, Text, Word, parse
 
 NOISE = ("lead_in", "tag", "texting", "drop_word", "no_apostrophe", "typo", "no_punctuation", "extra_punctuation",
          "capital", "shout")  # fmt: skip
@@ -155,6 +155,8 @@ def _read_noise(table: object, pools: Pools) -> dict[str, float]:
             raise PersonaError(f"noise.{kind}: is a probability from 0 to 1, not {probability!r}")
         if kind in ("lead_in", "tag") and kind not in pools:
             raise PersonaError(f"noise.{kind}: is drawn from a pool that is missing: write {kind} = [...] in [words]")
+        if kind in ("lead_in", "tag"):
+            _mentions((Slot(kind),), pools, f"words.{kind}", set())
     return table
 
 

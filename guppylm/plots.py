@@ -291,8 +291,16 @@ def embeddings(points: np.ndarray, labels: list[str], groups: list[str], title: 
         xs, ys = points[groups == group].T
         ax.scatter(xs, ys, color=PALETTE[i % len(PALETTE)], marker="os^Dv*"[i % 6], s=28, label=group)
     ax.legend(frameon=False, fontsize=9)
-    for (x, y), label in zip(points, labels, strict=True):
-        ax.annotate(visible(label), (x, y), xytext=(4, 3), textcoords="offset points", fontsize=8, color=INK)
     _name(ax, title, "first principal component", "second principal component")
     ax.margins(0.1)
+    figure.draw_without_rendering()  # so that it is known where the points lie
+    taken = []
+    for point, label in zip(points, labels, strict=True):
+        text = ax.annotate(visible(label), point, textcoords="offset points", xytext=(0, 0), fontsize=8, color=INK)
+        for x, y in ((4, 3), (4, -9), (-4, 3), (-4, -9), (4, 12), (4, -18)):  # the first place that is free
+            text.set(position=(x, y), ha="left" if x > 0 else "right")
+            box = text.get_window_extent()
+            if not any(box.overlaps(other) for other in taken):
+                break
+        taken.append(box)
     return figure

@@ -14,7 +14,7 @@ import torch
 from guppylm import checkpoint
 from guppylm.corpus import Corpus
 from guppylm.device import pick_precision
-from guppylm.train import Progress, State, TrainConfig
+from guppylm.train import Progress, State, TrainConfig, unsure
 
 
 def save(folder: Path, state: State, corpus: Corpus, config: TrainConfig, record: dict) -> None:
@@ -60,9 +60,13 @@ def saved_config(folder: Path, changes: dict) -> TrainConfig:
 
 
 def saved_precision(folder: Path, device: torch.device) -> torch.dtype:
-    """The precision of the run in `folder`. On another kind of device than before it is that device's own."""
+    """The precision of the run in `folder`. On another kind of device than before it is that device's own.
+
+    A GPU always has its own, for the next one may lack what the last one had; a CPU is not asked by the clock again.
+    """
     kept = checkpoint.read_tensors(folder / "state.pt")
-    return kept["precision"] if kept["device"] == device.type else pick_precision(device)
+    same = kept["device"] == device.type and device.type != "cuda"
+    return kept["precision"] if same else pick_precision(device)
 
 
 def resume(folder: Path, state: State, corpus: Corpus) -> None:
@@ -74,7 +78,8 @@ def resume(folder: Path, state: State, corpus: Corpus) -> None:
     state.model.load_state_dict(kept["model"])
     for optimizer, values in zip(state.optimizers, kept["optimizers"], strict=True):
         optimizer.load_state_dict(values)
-    state.scaler.load_state_dict(kept["scaler"])
+    if kept["scaler"]:  # empty where the run had no need of one, on another kind of device
+        state.scaler.load_state_dict(kept["scaler"])
     state.step, state.losses, state.history = kept["step"], kept["losses"], kept["history"]
     torch.set_rng_state(kept["random"])
     if state.device.type == "cuda" and len(kept["random_cuda"]) == torch.cuda.device_count():
@@ -120,8 +125,8 @@ def describe(progress: Progress, config: TrainConfig) -> str:
         learned += ", under the floor: memorisation"
     left = progress.seconds / progress.steps_run * (config.steps - progress.step) / 60
     return (
-        f"step {progress.step}/{config.steps}: loss {row['eval_loss']:.3f}{above}, as unsure as choosing among "
-        f"{math.exp(row['eval_loss']):.1f} tokens ({learned}); "
+        f"step {progress.step}/{config.steps}: loss {row['eval_loss']:.3f}{above}, {unsure(row['eval_loss'])} "
+        f"({learned}); "
         f"{progress.tokens_run / progress.seconds:,.0f} tokens/s, {left:.0f} min left"
     )
 

@@ -144,6 +144,8 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 class Server(http.server.ThreadingHTTPServer):
     """A server that takes it calmly when a browser hangs up early."""
 
+    allow_reuse_address = sys.platform != "win32"  # there it would share a port that another program listens on
+
     def handle_error(self, request, client_address) -> None:
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
@@ -153,5 +155,5 @@ def server(folder: Path, port: int) -> Server:
     """A server of a folder that this machine alone can reach. ValueError where the port is taken."""
     try:
         return Server(("127.0.0.1", port), functools.partial(Handler, directory=folder))
-    except OSError as error:
-        raise ValueError(f"port {port} can't be used ({error.strerror}): choose another with --port") from error
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"port {port} can't be used ({error}): choose another with --port") from error

@@ -106,8 +106,8 @@ class Clock:
         self.device, self.seconds, self.last = device, Counter(), time.perf_counter()
 
     def lap(self, what: str) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)  # a GPU works behind our back: wait until it has finished
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()  # a GPU works behind our back: wait until it has finished
         now = time.perf_counter()
         self.seconds[what] += now - self.last
         self.last = now
@@ -208,7 +208,8 @@ def backward(state: State, rows: list[Row], config: TrainConfig) -> float:
 def update(state: State, config: TrainConfig) -> float:
     """One step of the optimizers along the gradients; returns the length they had before clipping.
 
-    Diverged where that is not finite, before a weight is changed. (With a scaler it may be: that step is left out.)
+    Where that is not finite, no weight is changed. Without a scaler it is Diverged; with one, its factor was too
+    large for float16 and is halved, and training goes on.
     """
     for optimizer in state.optimizers:
         for group in optimizer.param_groups:
@@ -217,8 +218,9 @@ def update(state: State, config: TrainConfig) -> float:
     length = float(torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.grad_clip))
     if not math.isfinite(length) and not state.scaler.is_enabled():
         raise Diverged(f"step {state.step + 1}: the gradients are {length}: {ADVICE}")
-    for optimizer in state.optimizers:
-        state.scaler.step(optimizer)
+    if math.isfinite(length):
+        for optimizer in state.optimizers:
+            state.scaler.step(optimizer)
     state.scaler.update()
     state.model.zero_grad(set_to_none=True)
     state.step += 1
@@ -233,6 +235,11 @@ def evaluate(state: State, rows: list[Row], config: TrainConfig) -> float:
     total = sum(token_losses(state.model, batch, state.precision).sum().item() for batch in batches)
     state.model.train()
     return parallel.total(total, state.device)
+
+
+def unsure(loss: float) -> str:
+    """A loss in nats a token, as a number of choices that a reader can picture."""
+    return f"as unsure as choosing among {math.exp(min(loss, 700)):.2f} tokens"  # e^710 is more than a float holds
 
 
 class Progress(NamedTuple):

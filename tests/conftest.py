@@ -75,5 +75,13 @@ def tiny(tok):
 
 
 @pytest.fixture
+def lively(tiny):
+    """The same after training, as it were. Untrained, its blocks add nothing, and what is wrong in them can't show."""
+    for parameter in tiny.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return tiny
+
+
+@pytest.fixture
 def small_corpus(small):
     return corpus.prepare(small, n=200, n_eval=20)

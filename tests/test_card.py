@@ -79,6 +79,8 @@ def test_a_leak_is_counted(small):
         ("[topics.home]\nweight", "[topics.home]\nweight", "topics: none is called confused"),
         ('"where do you live?"', '"where do you live?", "i have {food} for you."', "can be said by topics"),
         ('"snack?"', '"Want some red worms"', "'Want some red worms' is no test, topics.food.user[0] can say it"),
+        ('"do you like {thing}?"', '"do you like {thing}?", "snack?"', "'snack?' is no test, topics.home.like.user[1]"),
+        ('["snack?"]', '["hello!"]\n[topics.hi]\nuser = ["hello!"]\nreply = [["hi."]]', "'hello!' is no test"),
         ("[words]", '[words]\nhat = ["cap"]', "words.hat: no line and no reply uses this pool"),
         ("[topics.home.words]", '[topics.home.words]\nfood = ["soup"]', "topics.home.words.food: no line and no reply"),
         ('["yes.", "no.", "yes. yes."]', '["so it is."], ["so it is."]', "can say 'so it is.' twice in one reply"),

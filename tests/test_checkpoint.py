@@ -13,8 +13,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def folder(tmp_path, tiny, tok):
-    checkpoint.save(tmp_path, tiny, tok, {"persona": {"name": "minnow"}})
+def folder(tmp_path, lively, tok):
+    checkpoint.save(tmp_path, lively, tok, {"persona": {"name": "minnow"}})
     return tmp_path
 
 
@@ -24,10 +24,10 @@ def change(folder, edit):
     torch.save(weights, folder / "model.pt")
 
 
-def test_a_checkpoint_comes_back(folder, tiny, tok):
+def test_a_checkpoint_comes_back(folder, lively, tok):
     model, again, record = checkpoint.load(folder, CPU)
     ids = torch.randint(0, tok.vocab_size, (2, 9))
-    assert torch.equal(model(ids), tiny.eval()(ids))
+    assert torch.equal(model(ids), lively.eval()(ids))
     assert again.encode("hello") == tok.encode("hello")
     assert record == {"persona": {"name": "minnow"}}
     assert model.lm_head.weight is model.tok_emb.weight
@@ -43,7 +43,7 @@ def test_half_precision_halves_the_file_and_keeps_the_tie(tmp_path, tiny, tok):
     assert model.tok_emb.weight.dtype == torch.float32
 
 
-def test_the_published_layout_is_read(folder, tiny):
+def test_the_published_layout_is_read(folder, lively):
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model"]
     published = {"model_type": "guppylm", "pad_token_id": 0}
     published |= {theirs: config[ours] for ours, theirs in checkpoint.PUBLISHED.items()}
@@ -51,7 +51,7 @@ def test_the_published_layout_is_read(folder, tiny):
     (folder / "model.pt").rename(folder / "pytorch_model.bin")
     model, _, _ = checkpoint.load(folder, CPU)
     ids = torch.randint(0, 200, (1, 9))
-    assert torch.equal(model(ids), tiny.eval()(ids))
+    assert torch.equal(model(ids), lively.eval()(ids))
 
 
 @pytest.mark.parametrize(

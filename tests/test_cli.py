@@ -11,6 +11,7 @@ import pytest
 from conftest import SMALL
 
 ROOT = Path(__file__).parent.parent
+ONE = 'name = "one"\nsummary = "of few words"\n[topics.only]\nuser = ["hello"]\nreply = [["hello."]]\n'
 
 
 def guppylm(*args, cwd, stdin=""):
@@ -40,7 +41,11 @@ def assert_one_line(result, *expected):
         (["train", "--device", "abacus"], ["device 'abacus' can't be used here"]),
         (["train", "--steps", "many"], ["--steps"]),
         (["chat", "--model", "nowhere"], ["nowhere", "config.json"]),
-        (["chat", "--temperature", "-1"], ["-1 is not a number of at least 0"]),
+        (["train", "--minutes", "0"], ["0 is not a number above 0"]),
+        (["train", "--persona", "one.toml", "-n", "20"], ["one.toml: can say one conversation alone"]),
+        (["data", "--persona", "one.toml", "-n", "20"], ["one.toml: can say one conversation alone"]),
+        (["chat", "--temperature", "-1"], ["-1 is neither 0 nor a number from 0.01 to 100"]),
+        (["chat", "--temperature", "1e-45"], ["1e-45 is neither 0 nor a number"]),
         (["chat", "--top-k", "-1"], ["-1 is below 0"]),
         (["evaluate", "--prompts", "nowhere.jsonl"], ["nowhere.jsonl"]),
         (["export", "--to", "hf", "out", "--model", "nowhere"], ["nowhere", "config.json"]),
@@ -51,11 +56,13 @@ def assert_one_line(result, *expected):
         ),
         (["export", "--to", "paper", "out"], ["--to", "'paper'"]),
         (["web", "--model", "nowhere"], ["nowhere", "config.json"]),
+        (["web", "--port", "70000"], ["port 70000 can't be used"]),
         (["swim"], ["invalid choice: 'swim'"]),
         ([], ["required"]),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path, args, expected):
+    (tmp_path / "one.toml").write_text(ONE, encoding="utf-8")
     assert_one_line(guppylm(*args, cwd=tmp_path), *expected)
 
 
@@ -125,6 +132,7 @@ def test_train_keeps_a_record_goes_on_and_overwrites_nothing(tmp_path):
     record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     assert record["persona"]["name"] == "minnow"
     assert record["training"]["steps"] == 4 and "eval_loss" in record["training"] and "command" in record["training"]
+    assert record["training"]["warmup_steps"] == 0  # a tenth of so short a run at most
     history = [json.loads(line) for line in (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["step"] for row in history] == [2, 4]
     assert "you> " in result.stdout and "minnow> " in result.stdout
@@ -133,6 +141,8 @@ def test_train_keeps_a_record_goes_on_and_overwrites_nothing(tmp_path):
     changed = guppylm(*args, "--resume", "--seed", "5", cwd=tmp_path)
     assert changed.returncode == 2 and "can't resume: seed was 0, now it is 5" in changed.stderr
     assert guppylm(*args, "--resume", cwd=tmp_path).returncode == 0
+    judged = guppylm("evaluate", "--model", str(folder), cwd=tmp_path)  # by its own templates, which lie elsewhere
+    assert_one_line(judged, "no persona named 'minnow'", "give the path of a .toml file")
 
 
 def test_one_prompt_gives_one_answer_offline(tmp_path):

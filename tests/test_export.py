@@ -4,7 +4,9 @@ import base64
 import hashlib
 import http.server
 import json
+import socket
 import threading
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -205,9 +207,11 @@ def test_push_uploads_the_folder_with_the_token_of_the_environment(hub, small, t
     monkeypatch.setenv("HF_TOKEN", "right")
     train, held = datagen.split(datagen.generate(small, 40), 5)
     export.save_dataset(small, train, held, tmp_path)
+    ours = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    (tmp_path / "diary.txt").write_text("what lay there before is nobody's business", encoding="utf-8")
     address = export.push(tmp_path, "me/minnow", "dataset")
     assert address.startswith(hub)
-    assert Hub.files == {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    assert Hub.files == ours
     assert Hub.tokens == {"Bearer right"}
 
 
@@ -219,6 +223,28 @@ def test_push_says_in_one_line_why_it_failed(hub, tmp_path, monkeypatch, name, t
         export.push(tmp_path, name, "model")
     assert "\n" not in str(error.value)
     assert not Hub.files
+
+
+def test_without_a_network_the_hub_can_not_be_reached(hub, tmp_path, monkeypatch):
+    from huggingface_hub import constants, hf_api
+
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # and nobody listens
+        address = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(hf_api.api, "endpoint", address)
+    monkeypatch.setenv("HF_TOKEN", "right")
+    with pytest.raises(ValueError, match="^me/minnow: could not be uploaded: "):
+        export.push(tmp_path, "me/minnow", "model")
+
+
+def test_what_is_wrong_with_a_disk_is_an_oserror(fish, tmp_path, monkeypatch):
+    def full(self, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        export.save_hf(*fish[:2], {}, None, tmp_path)
 
 
 @pytest.fixture(scope="module")

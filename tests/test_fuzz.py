@@ -10,12 +10,22 @@ from hypothesis import HealthCheck, given, settings
 
 from guppylm import card, datagen
 
+NOISY = SMALL.replace(
+    "[words]",
+    """[noise]
+lead_in = 0.5
+typo = 0.1
+
+[words]
+lead_in = ["hey,", "my {food},"]""",
+)
 PIECES = ["{", "}", "{{", "{food}", "{food.be}", "{body_part.be}", "{place}", "{nothing}", "[", "]", "[[", '"', '""',
           "'''", "=", ",", "\\", "\\u0000", "\n", "#", "0", "-1", "1e999", "nan", "true", "1979-05-27", "{}", "[]",
-          "[topics]", "[topics.home]", "[topics.food.words]", "[words]", "weight = 0", "reply = 3", "🐟",
+          "[topics]", "[topics.home]", "[topics.food.words]", "[words]", "{lead_in}", "weight = 0", "reply = 3", "🐟",
           "\x00", "\u2028"]  # fmt: skip
 VALUES = [[], [""], ["", ""], "", "x", "{food}", "{place} {color}", ["{food}"], ["{place}"], ["{color}", "{thing}"],
-          [[""]], [["{body_part.be}"]], [["{food}"], ["", "{food.be}"]], [[], ["x"]], [["x"], "y"], {}, {"text": "x"},
+          [[""]], [["{body_part.be}"]], ["{lead_in}"], [["{food}"], ["", "{food.be}"]], [[], ["x"]], [["x"], "y"], {},
+          {"text": "x"},
           [{"be": "is"}], [{"text": "{food}", "be": 3}],
           {"user": ["x"], "reply": [["y"]]}, 0, -1, 1e999, 5000, True, 10**400,
           "#fff"]  # fmt: skip
@@ -55,7 +65,7 @@ def assert_loads_or_is_refused(folder, text: str) -> None:
 @given(edits=st.lists(st.tuples(st.sampled_from("idm"), share, share, st.sampled_from(PIECES)), min_size=1, max_size=3))
 def test_mutated_text(tmp_path, edits):
     """Pieces put in anywhere; lines or a few characters taken out or moved."""
-    text = SMALL
+    text = NOISY
     for kind, where, size, piece in edits:
         units = text.splitlines(keepends=True) if size < 0.5 else list(text)
         at = int(where * len(units))
@@ -76,7 +86,7 @@ def test_mutated_text(tmp_path, edits):
 )
 def test_mutated_tables(tmp_path, edits):
     """Well-formed TOML with other values than there should be: replaced, deleted, or under another key."""
-    table = tomllib.loads(SMALL)
+    table = tomllib.loads(NOISY)
     for where, kind, value, key in edits:
         places = list(nodes(table))
         parent, place = places[int(where * len(places))]

@@ -156,6 +156,13 @@ def test_embeddings_are_named_and_grouped():
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["food", "body"]
 
 
+def test_names_of_embeddings_keep_apart():
+    same = [[0, 0]] * 4 + [[1, 1]]
+    texts = plots.embeddings(same, ["flakes", "pellets", "worms", "peas", "far"], ["food"] * 5, "T").axes[0].texts
+    boxes = [text.get_window_extent() for text in texts]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
 def test_text_is_never_read_as_mathematics(tmp_path):
     plots.tokens(["$", "a_$\\frac", "$"], [True, False, True], "T").savefig(tmp_path / "dollar.png")
     assert plots.visible(" a\n$") == r"·a⏎\$"

@@ -55,6 +55,24 @@ def test_a_run_goes_on_in_its_precision_whatever_the_chip_seems_to_prefer_today(
     assert runs.saved_precision(tmp_path, torch.device("meta")) == torch.float16
 
 
+def test_a_run_begun_without_a_scaler_goes_on_where_one_is_needed(small_corpus, tmp_path):
+    """As from a CPU to a T4."""
+    runs.save_state(tmp_path, start(small_corpus), small_corpus, CONFIG)
+    again = start(small_corpus)
+    again.scaler = torch.amp.GradScaler("cpu")
+    runs.resume(tmp_path, again, small_corpus)
+    list(train.train(again, small_corpus, CONFIG))
+    assert again.step == CONFIG.steps
+
+
+def test_a_gpu_trains_in_its_own_precision_whatever_the_last_one_had(small_corpus, tmp_path, monkeypatch):
+    runs.save_state(tmp_path, start(small_corpus), small_corpus, CONFIG)
+    kept = checkpoint.read_tensors(tmp_path / "state.pt") | {"device": "cuda", "precision": torch.bfloat16}
+    checkpoint.write_tensors(tmp_path / "state.pt", kept)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert runs.saved_precision(tmp_path, torch.device("cuda")) == torch.float16
+
+
 def test_a_changed_run_is_not_resumed_and_says_what_changed(small, small_corpus, tmp_path):
     state = start(small_corpus)
     list(train.train(state, small_corpus, CONFIG))
@@ -209,6 +227,26 @@ def test_two_processes_train_as_one(tmp_path):
         assert b["eval_loss"] == pytest.approx(a["eval_loss"], rel=2e-3)
     result = subprocess.run([sys.executable, *two, *train, "--out", "two", "--resume"], timeout=200, **options)
     assert result.returncode == 0, result.stderr
+    result = subprocess.run([sys.executable, *two, *train, "--batch-size", "1"], timeout=200, **options)
+    assert "--batch-size 1: too few rows for 2 processes" in result.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT to send to another process")
+def test_two_processes_stop_together_at_ctrl_c(tmp_path):
+    """torchrun passes the signal on to both, at different moments of a step."""
+    (tmp_path / "minnow.toml").write_text(SMALL, encoding="utf-8")
+    train = ["-m", "guppylm", "train", "--persona", "minnow.toml", "-n", "200", "--steps", "5000", "--batch-size", "4"]
+    two = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    options = {"cwd": tmp_path, "env": {**ENV, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}, "encoding": "utf-8"}
+    command = [sys.executable, *two, *train, "--out", "two"]
+    together = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+    while "an untrained model" not in together.stdout.readline():
+        assert together.poll() is None
+    time.sleep(1)
+    together.send_signal(signal.SIGINT)
+    printed, _ = together.communicate(timeout=60)
+    assert "and saved in two" in printed
+    assert checkpoint.read_tensors(tmp_path / "two" / "state.pt")["step"] > 0
 
 
 def test_minutes_become_steps():
@@ -237,6 +275,11 @@ def test_memorisation_is_called_by_its_name():
 
     assert "loss 0.500, 0.100 above the floor" in line(0.45) and "memorisation" not in line(0.45)
     assert "training 0.390, under the floor: memorisation" in line(0.39)
+
+
+def test_the_worst_loss_can_still_be_said():
+    row = {"step": 2, "train_loss": 9e9, "eval_loss": 2669.0, "nats_per_reply": 9.0, "floor": None}
+    assert "loss 2669.000, as unsure as choosing among" in runs.describe(train_progress(row), TrainConfig(steps=4))
 
 
 def train_progress(evaluation):

@@ -79,11 +79,11 @@ def test_gradients_are_those_of_the_weighted_mean(small_corpus):
     assert loss == pytest.approx(sum(plain) / len(plain), rel=1e-5)  # what is reported weighs all tokens the same
 
 
-def test_padding_changes_nothing(tiny):
+def test_padding_changes_nothing(lively):
     short = Row([1, 5, 9, 2], 2)
     long = Row([1] * 30, 29)
-    apart = [train.token_losses(tiny, train.make_batch([row], CPU), torch.float32) for row in (long, short)]
-    together = train.token_losses(tiny, train.make_batch([long, short], CPU), torch.float32)
+    apart = [train.token_losses(lively, train.make_batch([row], CPU), torch.float32) for row in (long, short)]
+    together = train.token_losses(lively, train.make_batch([long, short], CPU), torch.float32)
     assert torch.allclose(together, torch.cat(apart), rtol=1e-5)
 
 
@@ -219,6 +219,21 @@ def test_a_gradient_that_is_no_number_stops_too(small_corpus):
     with pytest.raises(train.Diverged, match="step 1: the gradients are nan"):
         train.update(state, CONFIG)
     assert torch.equal(good, state.model.norm.weight)
+
+
+def test_where_float16_overflows_no_optimizer_steps_and_training_goes_on(small_corpus):
+    """Both ways round: the gradients of AdamW's weights alone, and those of Muon's."""
+    for broken in ("tok_emb.weight", "blocks.0.attn.qkv.weight"):
+        state = start(small_corpus)
+        state.scaler = torch.amp.GradScaler("cpu")
+        for problem in (math.inf, math.nan, 1.0):
+            train.backward(state, small_corpus.train[:4], CONFIG)
+            state.model.get_parameter(broken).grad[0] *= problem
+            good, factor = [p.clone() for p in state.model.parameters()], state.scaler.get_scale()
+            train.update(state, CONFIG)
+            same = [torch.equal(a, b) for a, b in zip(good, state.model.parameters(), strict=True)]
+            assert all(same) == (problem != 1)
+            assert state.scaler.get_scale() == (factor if problem == 1 else factor / 2)
 
 
 def test_the_clock_counts_all_the_time(small_corpus):
