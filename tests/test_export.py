@@ -206,10 +206,11 @@ def hub(monkeypatch):
 def test_push_uploads_the_folder_with_the_token_of_the_environment(hub, small, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "right")
     train, held = datagen.split(datagen.generate(small, 40), 5)
-    export.save_dataset(small, train, held, tmp_path)
-    ours = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-    (tmp_path / "diary.txt").write_text("what lay there before is nobody's business", encoding="utf-8")
-    address = export.push(tmp_path, "me/minnow", "dataset")
+    folder = tmp_path / "data"
+    export.save_dataset(small, train, held, folder)
+    ours = {file.name: file.read_bytes() for file in folder.iterdir()}
+    (folder / "diary.txt").write_text("what lay there before is nobody's business", encoding="utf-8")
+    address = export.push(folder, "me/minnow", "dataset")
     assert address.startswith(hub)
     assert Hub.files == ours
     assert Hub.tokens == {"Bearer right"}
@@ -238,12 +239,12 @@ def test_without_a_network_the_hub_can_not_be_reached(hub, tmp_path, monkeypatch
         export.push(tmp_path, "me/minnow", "model")
 
 
-def test_what_is_wrong_with_a_disk_is_an_oserror(fish, tmp_path, monkeypatch):
+def test_a_full_disk_is_said_in_one_line(fish, tmp_path, monkeypatch):
     def full(self, data):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(checkpoint.CheckpointError, match="model.safetensors: can't be written: No space left"):
         export.save_hf(*fish[:2], {}, None, tmp_path)
 
 
