@@ -117,6 +117,7 @@ def train(args: argparse.Namespace) -> None:
         with runs.interrupts() as interrupted:
             for _ in events:  # another process prints and saves
                 if stop_together(interrupted, state) and state.step < config.steps:
+                    parallel.leave()
                     sys.exit(130)
     parallel.leave()
 
@@ -139,7 +140,7 @@ def introduce(state, rows, config) -> None:
 
 def show(events, state, rows, config, bot, out: Path, record: dict) -> None:
     """Print what happens while training, save it after each evaluation and every minute, and at Ctrl-C."""
-    from guppylm import runs
+    from guppylm import parallel, runs
 
     runs.save_state(out, state, rows, config)  # at once: a folder that can't be written to shows before the training
     saved = time.monotonic()
@@ -156,6 +157,7 @@ def show(events, state, rows, config, bot, out: Path, record: dict) -> None:
                 saved = time.monotonic()
             if stop and state.step < config.steps:
                 print(f"stopped after step {state.step} and saved in {out}: the same command with --resume goes on")
+                parallel.leave()
                 sys.exit(130)
     if state.clock.seconds:
         print(runs.describe_time(state.clock.seconds))
