@@ -33,9 +33,8 @@ def data(args: argparse.Namespace) -> None:
         for c in samples(persona, args.topic, args.sample, args.seed):
             print(f"[{c.exchange.place}] {', '.join(c.entries)}\n  you> {c.message}\n  {persona.name}> {c.reply}")
         return
-    prepared = corpus.prepare(
-        persona, args.rows, args.eval_rows, args.seed
-    )  # first: it refuses what can't be trained on
+    # First, because it refuses what can't be trained on.
+    prepared = corpus.prepare(persona, args.rows, args.eval_rows, args.seed)
     train, held = rows_of(persona, args)
     corpus.write_rows(args.out, train, held)
     print(f"{args.out / 'train.jsonl'} and eval.jsonl: {persona.name}, {len(persona.topics)} topics")
@@ -252,22 +251,21 @@ def export(args: argparse.Namespace) -> None:
         exporting.save_dataset(persona, train, held, out)
     else:
         model, tok, record, folder = load_model(args)
-        with extra("export"):
-            if args.to == "hf":
-                from guppylm import export as exporting
-            elif args.to == "onnx":
-                from guppylm import onnx_export
-            else:
-                from guppylm import site
         if args.to == "hf":
+            with extra("export"):
+                from guppylm import export as exporting
             card = folder / "evaluation.json"
             evaluation = json.loads(card.read_text(encoding="utf-8")) if card.exists() else None
             exporting.save_hf(model, tok, record, evaluation, out)
         elif args.to == "onnx":
+            with extra("export"):
+                from guppylm import onnx_export
             file = out if out.suffix == ".onnx" else out / "model.onnx"
             onnx_export.save_onnx(model, file, eight_bit=not args.fp32)
             out = file
         else:
+            with extra("export"):
+                from guppylm import site
             print(site.build(model, tok, record, out))
     print(f"written: {out}")
     if args.push:

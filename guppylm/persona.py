@@ -153,9 +153,10 @@ def _read_noise(table: object, pools: Pools) -> dict[str, float]:
     for kind, probability in table.items():
         if not isinstance(probability, int | float) or not 0 <= probability <= 1:
             raise PersonaError(f"noise.{kind}: is a probability from 0 to 1, not {probability!r}")
-        if kind in ("lead_in", "tag") and kind not in pools:
-            raise PersonaError(f"noise.{kind}: is drawn from a pool that is missing: write {kind} = [...] in [words]")
         if kind in ("lead_in", "tag"):
+            if kind not in pools:
+                place = f"noise.{kind}"
+                raise PersonaError(f"{place}: is drawn from a pool that is missing: write {kind} = [...] in [words]")
             _mentions((Slot(kind),), pools, f"words.{kind}", set())
     return table
 
