@@ -12,6 +12,7 @@ from guppylm.corpus import Corpus
 from guppylm.train import State, TrainConfig
 
 WARM_UP, TIMED = 3, 8  # steps
+T4 = 65e12  # operations a second in float16, by the data sheet of the chip that Colab lends
 
 
 def seconds(state: State, corpus: Corpus, config: TrainConfig) -> tuple[float, float]:
@@ -61,6 +62,7 @@ def profile(state: State, corpus: Corpus, config: TrainConfig) -> str:
     tokens, work = sum(len(row.ids) for row in rows) * share_of_rows, flops(state, rows) * share_of_rows
     most = peak(state.device, state.precision)
     whole = config.steps * per_step + config.steps / config.eval_every * per_evaluation
+    on_t4 = config.steps * per_step * most / T4
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (state.device.type == "cuda")
     with torch.profiler.profile(activities=activities) as profiler:
         training.backward(state, corpus.train[: config.batch_size], config)
@@ -72,6 +74,8 @@ def profile(state: State, corpus: Corpus, config: TrainConfig) -> str:
             f"{work / per_step / 1e12:.2f} Tflop/s of {most / 1e12:.2f} that one large matrix product reaches here: "
             f"{work / per_step / most:.0%}",
             f"the whole run: {config.steps:,} steps, {work * config.steps / 1e15:.2f} Pflop, {whole / 60:.1f} min here",
+            f"a T4 at the same share of its {T4 / 1e12:.0f} Tflop/s: {on_t4 / 60:.1f} min, and longer where a GPU waits "
+            "for its next operation, as it often does with a model this small",
             profiler.key_averages().table(sort_by=by, row_limit=12, max_name_column_width=40),
         ]
     )

@@ -248,20 +248,25 @@ def batch(kinds: np.ndarray, title: str) -> Figure:
     return figure
 
 
-def next_tokens(steps: list[tuple[str, list[tuple[str, float]]]], title: str, columns: int = 4) -> Figure:
-    """A panel a generated token: (token, [(likely token, probability), best first]). The token's bar stands out."""
+def next_tokens(steps: list[tuple[str, float, list[tuple[str, float]]]], title: str, columns: int = 4) -> Figure:
+    """A panel a generated token: (token, its probability, [(likely token, probability), best first]).
+
+    The token's bar stands out; where it is not among the likely ones, it stands below them.
+    """
     rows = -(-len(steps) // columns)
     figure, axes = _figure(rows, columns, size=(2.4 * columns, 1.35 * rows + 0.8))
     for i, ax in enumerate(axes.flat):
         if i >= len(steps):
             ax.set_axis_off()
             continue
-        chosen, choices = steps[i]
+        chosen, probability, choices = steps[i]
+        if chosen not in (name for name, _ in choices):
+            choices = [*choices, (chosen, probability)]
         names = [name for name, _ in choices]
         colors = [VERMILION if name == chosen else SKY for name in names]
         ax.barh(range(len(names)), [p for _, p in choices], color=colors)
         ax.set_yticks(range(len(names)), [visible(name) for name in names], fontsize=7, family="monospace")
-        ax.set_ylim(4.5, -0.5)
+        ax.set_ylim(5.5, -0.5)
         ax.set_xlim(0, 1)
         ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"], fontsize=7)
         ax.set_title(f"{i + 1}. {visible(chosen)}", fontsize=9, loc="left", color=INK)

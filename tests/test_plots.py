@@ -12,7 +12,7 @@ from matplotlib.figure import Figure  # noqa: E402
 from guppylm import plots  # noqa: E402
 
 HISTORY = [{"step": s, "train_loss": 9 / s, "eval_loss": 10 / s, "floor": 0.4} for s in (1, 2, 3)]
-STEPS = [(" yes", [(" yes", 0.7), (" no", 0.2)]), (".", [("!", 0.6), (".", 0.4)])]
+STEPS = [(" yes", 0.7, [(" yes", 0.7), (" no", 0.2)]), (".", 0.4, [("!", 0.6), (".", 0.4)]), ("?", 0.1, [("!", 0.6)])]
 
 EVERY = {
     "curves": lambda: plots.curves({"a": ([1, 2], [3, 4])}, "Title", "x (m)", "y (s)"),
@@ -138,10 +138,12 @@ def test_a_batch_shows_three_kinds():
 
 def test_the_chosen_token_stands_out():
     figure = plots.next_tokens(STEPS, "T")
-    first, second = figure.axes[:2]
+    first, second, third = figure.axes[:3]
     assert [bar.get_width() for bar in first.patches] == [0.7, 0.2]
     assert [to_hex(bar.get_facecolor()).upper() for bar in second.patches] == [plots.SKY, plots.VERMILION]
     assert "yes" in first.get_title(loc="left")
+    unlikely = [(bar.get_width(), to_hex(bar.get_facecolor()).upper()) for bar in third.patches]
+    assert unlikely == [(0.6, plots.SKY), (0.1, plots.VERMILION)]  # a token that was not among the best stands below
 
 
 def test_the_square_goes_through_the_last_point():

@@ -270,8 +270,10 @@ def test_a_profile_counts_the_work(small_corpus, monkeypatch):
     tokens, replies = sum(len(row.ids) for row in rows), sum(row.reply_tokens for row in rows)
     assert measure.flops(state, rows) == 6 * (2 * block * tokens + head * replies)
     monkeypatch.setattr(measure, "peak", lambda device, precision: 1e12)
+    monkeypatch.setattr(measure, "seconds", lambda *args: (390.0, 0.0))  # of a step, and of an evaluation
     report = measure.profile(state, small_corpus, CONFIG)
-    assert "tokens/s" in report and "the whole run: 12 steps" in report and "aten::" in report
+    assert "tokens/s" in report and "the whole run: 12 steps" in report and "78.0 min here" in report
+    assert "T4 at the same share of its 65 Tflop/s: 1.2 min" in report and "aten::" in report
 
 
 def test_memorisation_is_called_by_its_name():
