@@ -28,7 +28,7 @@ TIMED, WARM_UP = 50, 5  # steps
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--reference", type=Path, default=REFERENCE, help="folder of baseline.json and the rows")
-    options.add_argument("--steps", type=int, default=500)
+    options.add_argument("--steps", type=int, default=800)
     options.add_argument("--batch-size", type=int, default=64)
     options.add_argument("--learning-rate", type=float, default=3e-3)
     args = options.parse_args()
