@@ -52,7 +52,8 @@ def prepare(
 ) -> Corpus:
     """n conversations of a persona to train on, n_eval others to measure on, and a tokenizer.
 
-    The tokenizer is trained on the former, where none is given.
+    The tokenizer is trained on the former, where none is given. With one that was learned on other words conversations
+    get longer; if at most one in a hundred no longer fits the context, these are left out.
 
     Every later pass draws new conversations: a model can't learn by heart what it meets but once.
     PersonaError where a conversation is longer than the context, CONTEXT tokens, or where there is but one.
@@ -61,6 +62,10 @@ def prepare(
     train, held = datagen.split([c.row() for c in made], n_eval)
     if not train:
         raise datagen.PersonaError(f"{persona.file}: can say one conversation alone: write more lines or replies")
+    if tok:
+        kept = [[row for row in rows if len(encode([row], tok)[0].ids) <= CONTEXT] for rows in (train, held)]
+        if sum(map(len, kept)) >= 0.99 * (len(train) + len(held)):
+            train, held = kept
     origin = {(c.message, c.reply): c for c in made}
     kept_apart = {(row["input"], row["output"]) for row in held}
     said = [origin[row["input"], row["output"]] for row in held]

@@ -7,9 +7,10 @@ import time
 
 import pytest
 import torch
+from conftest import SMALL
 from torch.nn import functional as F
 
-from guppylm import corpus, device, runs, train
+from guppylm import corpus, datagen, device, runs, tokenizer, train
 from guppylm.corpus import Row
 from guppylm.model import GuppyLM, ModelConfig
 from guppylm.muon import Muon, orthogonal
@@ -104,6 +105,26 @@ def test_a_conversation_that_is_too_long_stops_no_run_that_has_begun(small_corpu
     rows = small_corpus.rows(1)
     assert len(rows) == len(small_corpus.train)
     assert max(len(row.ids) for row in rows) < longest
+
+
+def test_the_few_conversations_that_another_vocabulary_makes_too_long_are_left_out(small_file):
+    others = tokenizer.train(["none of these words"] * 2, vocab_size=259)  # a token a byte
+    long = f"""
+[topics.long]
+weight = 0.01
+user = ["hm {{letter}}{{letter}}{{letter}}"]
+reply = [["{"so " * 40}"]]
+[topics.long.words]
+letter = ["a", "b", "c", "d", "e", "f", "g", "h"]
+"""
+    small_file.write_text(SMALL + long, encoding="utf-8")
+    persona = datagen.load_persona(str(small_file))
+    prepared = corpus.prepare(persona, n=3_000, n_eval=100, tok=others)
+    train_rows, held = datagen.split(datagen.generate(persona, 3_100, seed=0), 100)
+    assert 0 < len(train_rows) + len(held) - len(prepared.train) - len(prepared.evaluation) < 31
+    small_file.write_text(SMALL + long.replace("0.01", "1"), encoding="utf-8")
+    with pytest.raises(datagen.PersonaError, match="128 fit: shorten the reply"):
+        corpus.prepare(datagen.load_persona(str(small_file)), n=3_000, n_eval=100, tok=others)
 
 
 def test_each_pass_meets_every_row_once_in_a_new_order(small_corpus):
