@@ -62,7 +62,7 @@ def prepare(
     train, held = datagen.split([c.row() for c in made], n_eval)
     if not train:
         raise datagen.PersonaError(f"{persona.file}: can say one conversation alone: write more lines or replies")
-    if tok:
+    if tok:  # a few may go, but where many are too long the tokenizer is wrong, and that is said below
         kept = [[row for row in rows if len(encode([row], tok)[0].ids) <= CONTEXT] for rows in (train, held)]
         if sum(map(len, kept)) >= 0.99 * (len(train) + len(held)):
             train, held = kept
