@@ -207,7 +207,8 @@ def speak(bot, message: str, settings: dict) -> None:
 
 
 def explain(bot, message: str, settings: dict) -> None:
-    """Print each token with its probability, and what else it might have been."""
+    """Print the message as the model reads it, and each token with its probability and what else it might have been."""
+    print(f"read as {printable(bot.tok.mend(message))!r}")
     print(f"{'token':<16}{'chance':>7}   also likely")
     for step in bot.stream(message, **settings):
         others = "   ".join(f"{printable(label)!r} {p:.1%}" for label, p in step.choices if label != bot.label(step.id))

@@ -50,9 +50,9 @@ class Bot:
         self.model, self.tok, self.name = model, tok, name
 
     def prompt(self, message: str) -> list[int]:
-        """The ids before the reply, (T,). Of a message that is too long for the context, the beginning is kept."""
+        """The ids before the reply, (T,), slips mended. Of what is too long for the context, the beginning is kept."""
         message = message.encode("utf-8", errors="replace").decode("utf-8")  # half characters from a broken paste
-        return self.tok.encode_prompt(message, self.model.config.context_length - REPLY_ROOM)
+        return self.tok.encode_prompt(self.tok.mend(message), self.model.config.context_length - REPLY_ROOM)
 
     @torch.inference_mode()
     def next_logits(self, ids: torch.Tensor) -> torch.Tensor:

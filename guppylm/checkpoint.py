@@ -1,4 +1,4 @@
-"""A trained model as a folder of files: config.json, tokenizer.json, model.pt, and what `train` keeps beside them.
+"""A trained model as a folder of files: config.json, tokenizer.json, words.txt, model.pt, and what `train` adds.
 
 Weights are read with `weights_only=True`: a pickle can run any program, a file of tensors can't. Every file is
 written whole under another name and then moved into place, so that no crash leaves half a file behind.
@@ -68,8 +68,27 @@ def save(folder: Path, model: GuppyLM, tok: Tokenizer, record: dict, dtype: torc
     weights = {name: tensor.detach().to("cpu", dtype) for name, tensor in model.state_dict().items()}
     weights["lm_head.weight"] = weights["tok_emb.weight"]  # tied: one tensor under two names, stored once
     write_tensors(folder / "model.pt", weights)
-    write_text(folder / "tokenizer.json", tok.to_json())
+    write_tokenizer(folder, tok)
     write_text(folder / "config.json", json.dumps({"model": asdict(model.config), **record}, indent=2) + "\n")
+
+
+def write_tokenizer(folder: Path, tok: Tokenizer) -> None:
+    """Write a tokenizer, and beside it the words that it mends messages by, most frequent first, one a line."""
+    write_text(folder / "tokenizer.json", tok.to_json())
+    write_text(folder / "words.txt", "".join(f"{word}\n" for word in tok.words))
+
+
+def read_tokenizer(folder: Path, mends: bool) -> Tokenizer:
+    """Read what `write_tokenizer` wrote; of a model that reads messages as they are, tokenizer.json alone."""
+    try:
+        words = (folder / "words.txt").read_text(encoding="utf-8").split() if mends else []
+        return Tokenizer.load(folder / "tokenizer.json", words)
+    except OSError as error:
+        raise CheckpointError(f"{error.filename}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{folder / 'words.txt'}: is not UTF-8 text (byte {error.start})") from error
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def load(folder: Path, device: torch.device) -> tuple[GuppyLM, Tokenizer, dict]:
@@ -97,12 +116,7 @@ def load(folder: Path, device: torch.device) -> tuple[GuppyLM, Tokenizer, dict]:
     else:
         weights = read_tensors(file)
     _fill(model, weights, file)
-    try:
-        tok = Tokenizer.load(folder / "tokenizer.json")
-    except OSError as error:
-        raise CheckpointError(f"{folder / 'tokenizer.json'}: {error.strerror}") from error
-    except ValueError as error:
-        raise CheckpointError(str(error)) from error
+    tok = read_tokenizer(folder, mends=file.name != "pytorch_model.bin")  # the published fish was trained without
     if tok.vocab_size > model.config.vocab_size:
         sizes = f"{tok.vocab_size} entries, the model {model.config.vocab_size}"
         raise CheckpointError(f"{folder}: the tokenizer has {sizes}")

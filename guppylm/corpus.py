@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from guppylm import datagen, tokenizer
+from guppylm import datagen, spelling, tokenizer
 from guppylm.checkpoint import write_text
 from guppylm.model import ModelConfig
 from guppylm.tokenizer import Tokenizer
@@ -62,7 +62,8 @@ def prepare(
     train, held = datagen.split([c.row() for c in made], n_eval)
     if not train:
         raise datagen.PersonaError(f"{persona.file}: can say one conversation alone: write more lines or replies")
-    if tok:  # a few may go, but where many are too long the tokenizer is wrong, and that is said below
+    given, tok = tok, tokenizer_of(train, tok, datagen.spelled(persona))
+    if given:  # a few may go, but where many are too long the tokenizer is wrong, and that is said below
         kept = [[row for row in rows if len(encode([row], tok)[0].ids) <= CONTEXT] for rows in (train, held)]
         if sum(map(len, kept)) >= 0.99 * (len(train) + len(held)):
             train, held = kept
@@ -70,7 +71,6 @@ def prepare(
     kept_apart = {(row["input"], row["output"]) for row in held}
     said = [origin[row["input"], row["output"]] for row in held]
     floor = -sum(datagen.reply_log_prob(c.exchange, c.shared, c.reply) for c in said) / len(said)
-    tok = tok or tokenizer.train(tokenizer.conversation_texts(train))
 
     def as_row(c: datagen.Conversation) -> Row:
         return Row(*tok.encode_conversation(c.message, c.reply))
@@ -91,6 +91,15 @@ def prepare(
 
     first, apart = ([fitting(origin[row["input"], row["output"]]) for row in rows] for rows in (train, held))
     return Corpus(tok, first, apart, digest(train + held), held[0]["input"], floor, draw)
+
+
+def tokenizer_of(rows: list[dict[str, str]], given: Tokenizer | None, lines: Iterable[str] = ()) -> Tokenizer:
+    """The tokenizer of a model trained on the rows: with their words, and with their merges if none is given.
+
+    lines: what the messages were made from, where that is known.
+    """
+    tok = given or tokenizer.train(tokenizer.conversation_texts(rows))
+    return Tokenizer(tok.bpe, spelling.learn((row["input"] for row in rows), lines))
 
 
 def draw_again(
@@ -123,7 +132,7 @@ def training_replies(persona: datagen.Persona, training: dict) -> set[str]:
 def read(folder: Path, tok: Tokenizer | None = None) -> Corpus:
     """folder/train.jsonl and folder/eval.jsonl as a corpus. ValueError names the file and line of a mistake."""
     train, held = read_rows(folder / "train.jsonl"), read_rows(folder / "eval.jsonl")
-    tok = tok or tokenizer.train(tokenizer.conversation_texts(train))
+    tok = tokenizer_of(train, tok)
     corpus = Corpus(tok, encode(train, tok), encode(held, tok), digest(train + held), held[0]["input"])
     for name, rows in (("train", corpus.train), ("eval", corpus.evaluation)):
         for i, row in enumerate(rows):

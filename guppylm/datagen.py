@@ -63,6 +63,16 @@ def generate(persona: Persona, n: int = 60_000, seed: int = 0) -> list[dict[str,
     return [conversation.row() for conversation in conversations(persona, n, seed)]
 
 
+def spelled(persona: Persona) -> set[str]:
+    """Every piece of text that its messages may be put together from, as the author spelled it: lines and pools."""
+    texts = set()
+    for topic in persona.topics.values():
+        for exchange in topic.exchanges:
+            texts.update(exchange.user)
+        texts.update(word.text for pool in exchange.pools.values() for word in pool)  # they are the topic's
+    return {piece for text in texts for piece in text if isinstance(piece, str)}
+
+
 def about(persona: Persona) -> dict:
     """What a checkpoint keeps of the persona: who it is, and messages from up to eight topics to begin with."""
     rng, names = random.Random(3), list(persona.topics)  # any seed will do, but the same one each time

@@ -6,7 +6,7 @@ from pathlib import Path
 from safetensors.torch import save
 
 from guppylm import corpus, gpt2
-from guppylm.checkpoint import write_text, write_whole
+from guppylm.checkpoint import write_text, write_tokenizer, write_whole
 from guppylm.model import GuppyLM
 from guppylm.persona import Persona
 from guppylm.tokenizer import IM_END, IM_START, PAD, SPECIAL, Tokenizer
@@ -43,7 +43,7 @@ def save_hf(model: GuppyLM, tok: Tokenizer, record: dict, evaluation: dict | Non
     tensors = gpt2.to_gpt2(weights, model.config.n_layers)
     packed = save(tensors, metadata={"format": "pt"})  # its own writing hides what is wrong with a disk
     write_whole(out / "model.safetensors", lambda part: part.write_bytes(packed))
-    write_text(out / "tokenizer.json", tok.to_json())
+    write_tokenizer(out, tok)
     for name, table in (("config", config), ("generation_config", generation), ("tokenizer_config", tokenizer)):
         write_text(out / f"{name}.json", json.dumps(table, indent=2) + "\n")
     write_text(out / "README.md", model_card(model, record, evaluation))
@@ -81,7 +81,8 @@ def model_card(model: GuppyLM, record: dict, evaluation: dict | None) -> str:
         f"A vanilla decoder: {config.n_layers} layers of {config.n_heads} heads, {config.d_model} channels, "
         f"feed-forward {config.d_ff} with ReLU, {config.vocab_size:,} tokens, a context of {config.context_length}; "
         "the output head is tied. In transformers it is a GPT-2. Each message stands alone: send one, not the "
-        "conversation so far.",
+        "conversation so far. GuppyLM mends slips of the finger before its model reads a message, by the words in "
+        "`words.txt`; transformers gives it what you typed.",
         "",
         "## Training",
         "",
@@ -149,7 +150,7 @@ def push(folder: Path, name: str, kind: str) -> str:
         huggingface_hub.create_repo(name, repo_type=kind, exist_ok=True)
         done = huggingface_hub.upload_folder(
             repo_id=name, repo_type=kind, folder_path=folder, commit_message="Upload from guppylm",
-            allow_patterns=["README.md", "*.json", "*.jsonl", "*.safetensors"],  # what is written here, and no more
+            allow_patterns=["README.md", "*.json", "*.jsonl", "words.txt", "*.safetensors"],  # what is written here
         )  # fmt: skip
     except _hub_errors() as error:
         why = str(error).strip().splitlines()[0]
@@ -165,7 +166,7 @@ def fetch(name: str, into: Path) -> Path:
     """
     import huggingface_hub
 
-    wanted = ["config.json", "tokenizer.json", "model.pt", "model.safetensors", "pytorch_model.bin"]
+    wanted = ["config.json", "tokenizer.json", "words.txt", "model.pt", "model.safetensors", "pytorch_model.bin"]
     try:
         return Path(huggingface_hub.snapshot_download(name, local_dir=into, allow_patterns=wanted))
     except _hub_errors() as error:

@@ -1,8 +1,8 @@
 """The browser page as a folder of plain files, for any host, and a server to look at it on this machine.
 
-The page in `web/` is finished as it is. Building adds the model (8-bit ONNX), its tokenizer, who the persona is, and
-the two libraries that run them: onnxruntime-web (WebAssembly) and @huggingface/tokenizers, in the versions of
-`package.json`.
+The page in `web/` is finished as it is. Building adds the model (8-bit ONNX), its tokenizer with the words, who the
+persona is, and the two libraries that run them: onnxruntime-web (WebAssembly) and @huggingface/tokenizers, in the
+versions of `package.json`.
 """
 
 import base64
@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 from guppylm.chat import REPLY_ROOM
-from guppylm.checkpoint import write_text, write_whole
+from guppylm.checkpoint import write_text, write_tokenizer, write_whole
 from guppylm.model import GuppyLM
 from guppylm.onnx_export import save_onnx
 from guppylm.tokenizer import Tokenizer
@@ -33,9 +33,10 @@ def build(model: GuppyLM, tok: Tokenizer, record: dict, out: Path) -> str:
         if file.suffix in (".css", ".js"):
             shutil.copyfile(file, out / file.name)
     save_onnx(model, out / "model.onnx")
-    write_text(out / "tokenizer.json", tok.to_json())
+    write_tokenizer(out, tok)
     libraries, origin = find_libraries(out)
-    load = [{"url": name, "bytes": (out / name).stat().st_size} for name in ("model.onnx", "tokenizer.json")]
+    names = ("model.onnx", "tokenizer.json", "words.txt")
+    load = [{"url": name, "bytes": (out / name).stat().st_size} for name in names]
     load += list(libraries.values())
     persona = {"name": "guppy", "summary": "", "greeting": "", "color": "#e0662f", "suggestions": []}
     site = {
@@ -45,6 +46,7 @@ def build(model: GuppyLM, tok: Tokenizer, record: dict, out: Path) -> str:
         "reply_room": REPLY_ROOM,
         "model": "model.onnx",
         "tokenizer": "tokenizer.json",
+        "words": "words.txt",
         "wasm": libraries["wasm"]["url"],
         "load": load,
         "bytes": sum(file["bytes"] for file in load),

@@ -17,6 +17,8 @@ from pathlib import Path
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as BPETokenizer
 
+from guppylm import spelling
+
 PAD, IM_START, IM_END = 0, 1, 2  # ids
 SPECIAL = ("<pad>", "<|im_start|>", "<|im_end|>")  # in the order of their ids
 
@@ -28,8 +30,11 @@ PIECES = r"'(?:s|t|re|ve|m|ll|d)\b| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)
 class Tokenizer:
     """A trained tokenizer. Texts are any Unicode; ids are whole numbers below `vocab_size`."""
 
-    def __init__(self, bpe: BPETokenizer):
-        """ValueError where the special tokens don't have the ids of the chat format."""
+    def __init__(self, bpe: BPETokenizer, words: Iterable[str] = ()):
+        """words: those that `spelling.learn` found; without them `mend` changes nothing.
+
+        ValueError where the special tokens don't have the ids of the chat format.
+        """
         for i, token in enumerate(SPECIAL):
             if bpe.token_to_id(token) != i:
                 raise ValueError(f"the tokenizer gives {token} the id {bpe.token_to_id(token)}; it must be {i}")
@@ -38,12 +43,13 @@ class Tokenizer:
         self.bpe.no_padding()
         self.bpe.no_truncation()
         self.vocab_size = bpe.get_vocab_size()
+        self.words = {word: rank for rank, word in enumerate(words)}
 
     @classmethod
-    def load(cls, file: Path) -> "Tokenizer":
+    def load(cls, file: Path, words: Iterable[str] = ()) -> "Tokenizer":
         """Read a tokenizer.json. ValueError where it is not one."""
         try:
-            return cls(BPETokenizer.from_str(Path(file).read_text(encoding="utf-8")))
+            return cls(BPETokenizer.from_str(Path(file).read_text(encoding="utf-8")), words)
         except OSError:
             raise
         except Exception as error:  # the library raises bare Exceptions on a broken file
@@ -70,6 +76,10 @@ class Tokenizer:
         if longest is not None:
             user = user[: longest - 1 - len(after)]
         return [IM_START, *user, *after]
+
+    def mend(self, message: str) -> str:
+        """A message in lower case, its slips of the finger mended. For what is typed in a chat; training meets them."""
+        return spelling.mend(message.lower(), self.words)
 
     def encode_conversation(self, message: str, reply: str) -> tuple[list[int], int]:
         """The whole conversation, and how many of its ids are the prompt: what follows is reply and <|im_end|>."""

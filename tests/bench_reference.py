@@ -33,11 +33,7 @@ def main() -> None:
     options.add_argument("--learning-rate", type=float, default=3e-3)
     args = options.parse_args()
     baseline = json.loads((args.reference / "baseline.json").read_text(encoding="utf-8"))
-    with tempfile.TemporaryDirectory() as name:
-        for part in ("train.jsonl", "eval.jsonl"):
-            with gzip.open(args.reference / f"{part}.gz") as packed, (Path(name) / part).open("wb") as file:
-                shutil.copyfileobj(packed, file)
-        rows = corpus.read(Path(name))
+    rows = reference_rows(args.reference)
     goal = baseline["best_nats_per_reply"]
     theirs = baseline["settings"]["steps"] * original_step(rows, baseline["settings"])
     device = pick_device()  # from here on memory is kept, so the original's steps come before
@@ -64,6 +60,15 @@ def main() -> None:
     else:
         print("the original's best was not reached")
     print(runs.describe_time(state.clock.seconds))
+
+
+def reference_rows(folder: Path) -> corpus.Corpus:
+    """The rows that the original's generator made."""
+    with tempfile.TemporaryDirectory() as name:
+        for part in ("train.jsonl", "eval.jsonl"):
+            with gzip.open(folder / f"{part}.gz") as packed, (Path(name) / part).open("wb") as file:
+                shutil.copyfileobj(packed, file)
+        return corpus.read(Path(name))
 
 
 def original_step(rows: corpus.Corpus, settings: dict) -> float:

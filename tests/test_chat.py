@@ -50,6 +50,11 @@ def test_anything_can_be_typed(fish, message):
     assert not any(token in fish.reply(message, seed=1) for token in SPECIAL)
 
 
+def test_what_is_typed_is_mended(fish):
+    assert fish.prompt("DO YOU LIKE BUBBLSE?") == fish.tok.encode_prompt("do you like bubbles?")
+    assert fish.tok.encode_prompt("bubblse") != fish.tok.encode_prompt("bubbles")  # as training meets them
+
+
 def test_the_same_seed_gives_the_same_reply(fish):
     replies = [fish.reply("hello there", temperature=1.0, seed=seed) for seed in (1, 1, 2, 3, 4)]
     assert replies[0] == replies[1]

@@ -8,13 +8,15 @@ import torch
 
 from guppylm import checkpoint, tokenizer
 from guppylm.checkpoint import CheckpointError
+from guppylm.tokenizer import Tokenizer
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def folder(tmp_path, lively, tok):
-    checkpoint.save(tmp_path, lively, tok, {"persona": {"name": "minnow"}})
+    knows = Tokenizer(tok.bpe, ["hello", "fish"])
+    checkpoint.save(tmp_path, lively, knows, {"persona": {"name": "minnow"}})
     return tmp_path
 
 
@@ -29,9 +31,10 @@ def test_a_checkpoint_comes_back(folder, lively, tok):
     ids = torch.randint(0, tok.vocab_size, (2, 9))
     assert torch.equal(model(ids), lively.eval()(ids))
     assert again.encode("hello") == tok.encode("hello")
+    assert list(again.words.items()) == [("hello", 0), ("fish", 1)]
     assert record == {"persona": {"name": "minnow"}}
     assert model.lm_head.weight is model.tok_emb.weight
-    assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.pt", "tokenizer.json"]
+    assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.pt", "tokenizer.json", "words.txt"]
 
 
 def test_half_precision_halves_the_file_and_keeps_the_tie(tmp_path, tiny, tok):
@@ -49,7 +52,8 @@ def test_the_published_layout_is_read(folder, lively):
     published |= {theirs: config[ours] for ours, theirs in checkpoint.PUBLISHED.items()}
     (folder / "config.json").write_text(json.dumps(published), encoding="utf-8")
     (folder / "model.pt").rename(folder / "pytorch_model.bin")
-    model, _, _ = checkpoint.load(folder, CPU)
+    model, tok, _ = checkpoint.load(folder, CPU)
+    assert tok.mend("HELO") == "helo"  # it was trained on messages as they are
     ids = torch.randint(0, 200, (1, 9))
     assert torch.equal(model(ids), lively.eval()(ids))
 
@@ -84,6 +88,16 @@ def test_a_damaged_file_is_named(folder, name, damage):
     with pytest.raises(CheckpointError) as error:
         checkpoint.load(folder, CPU)
     assert name in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("damage", ["missing", "not text"])
+def test_words_that_can_not_be_read_are_named(folder, damage):
+    (folder / "words.txt").unlink()
+    if damage == "not text":
+        (folder / "words.txt").write_bytes(b"hello\n\xff\xfe\n")
+    with pytest.raises(CheckpointError, match="words.txt") as error:
+        checkpoint.load(folder, CPU)
     assert "\n" not in str(error.value)
 
 

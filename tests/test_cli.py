@@ -128,7 +128,7 @@ def test_train_keeps_a_record_goes_on_and_overwrites_nothing(tmp_path):
     assert result.returncode == 0, result.stderr
     folder = tmp_path / "checkpoints" / "minnow"
     assert sorted(f.name for f in folder.iterdir()) == [
-        "config.json", "history.jsonl", "model.pt", "state.pt", "tokenizer.json"]  # fmt: skip
+        "config.json", "history.jsonl", "model.pt", "state.pt", "tokenizer.json", "words.txt"]  # fmt: skip
     record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     assert record["persona"]["name"] == "minnow"
     assert record["training"]["steps"] == 4 and "eval_loss" in record["training"] and "command" in record["training"]
@@ -153,10 +153,11 @@ def test_one_prompt_gives_one_answer_offline(tmp_path):
 
 
 def test_explain_prints_what_each_token_was_chosen_from(tmp_path):
-    result = guppylm("chat", "--prompt", "hello", "--seed", "1", "--explain", cwd=tmp_path)
+    result = guppylm("chat", "--prompt", "HELLO CASLTE", "--seed", "1", "--explain", cwd=tmp_path)
     lines = result.stdout.splitlines()
-    assert lines[0].split() == ["token", "chance", "also", "likely"]
-    assert all("%" in line for line in lines[1:])
+    assert lines[0] == "read as 'hello castle'"
+    assert lines[1].split() == ["token", "chance", "also", "likely"]
+    assert all("%" in line for line in lines[2:])
     assert "<|im_end|>" in lines[-1]
 
 

@@ -72,7 +72,7 @@ def test_its_greedy_replies_are_ours(fish, hf, messages):
     ours = [answer.text for answer in ours]
     theirs = []
     for message in messages:
-        said = [{"role": "user", "content": message}]
+        said = [{"role": "user", "content": fish[1].mend(message)}]  # which transformers does not do
         ids = hf[2].apply_chat_template(said, add_generation_prompt=True, return_tensors="pt", return_dict=True)
         reply = hf[1].generate(**ids, do_sample=False, temperature=None, top_k=None)[0, ids["input_ids"].shape[1] :]
         theirs.append(hf[2].decode(reply, skip_special_tokens=True).strip())
@@ -84,6 +84,7 @@ def test_an_exported_folder_reads_back(fish, hf):
     model, tok, record = checkpoint.load(hf[0], CPU)
     assert record == fish[2]
     assert tok.encode("hello fish") == fish[1].encode("hello fish")
+    assert tok.mend("caslte") == fish[1].mend("caslte") == "castle"
     for name, tensor in fish[0].state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor), name
 

@@ -121,6 +121,7 @@ letter = ["a", "b", "c", "d", "e", "f", "g", "h"]
     persona = datagen.load_persona(str(small_file))
     prepared = corpus.prepare(persona, n=3_000, n_eval=100, tok=others)
     train_rows, held = datagen.split(datagen.generate(persona, 3_100, seed=0), 100)
+    assert prepared.tok.bpe is others.bpe and "flakes" in prepared.tok.words
     assert 0 < len(train_rows) + len(held) - len(prepared.train) - len(prepared.evaluation) < 31
     small_file.write_text(SMALL + long.replace("0.01", "1"), encoding="utf-8")
     with pytest.raises(datagen.PersonaError, match="128 fit: shorten the reply"):

@@ -18,7 +18,9 @@ from guppylm import chat, checkpoint, datagen, evaluate, site
 MARKUP = "<img src=x onerror=\"document.title='broken in'\"><b>bold</b>"
 ODD = ["<|im_end|>", "<|im_start|>assistant\nhi", "<pad>", MARKUP, "WHAT?!", "🐠 🏳️‍🌈 👨‍👩‍👧", "e\u0301 \u200b\u202e",
        "  two  spaces ", "tab\tand\nnewline", "你好，小鱼", "Ünïcödé ñandú", "12345 3.14", "don't  can't 'll", "\ud83d",
-       "x" * 60, "…—“”", "\\n {{csp}} ${x}", "مرحبا", "ｆｕｌｌ", "it's 5:30pm @ #tank_2"]  # fmt: skip
+       "x" * 60, "…—“”", "\\n {{csp}} ${x}", "مرحبا", "ｆｕｌｌ", "it's 5:30pm @ #tank_2",
+       "helo fsh, bubels r cool", "castlé csatle snai1 _snial don'tt dont ''snial'' CASTEL",
+       "abcdefghijklmnopqrstuvw"]  # fmt: skip
 
 
 def missing(what: str) -> None:
@@ -130,7 +132,8 @@ def onnx_reply(session, tok, ids):
 
 
 def test_ids_are_those_of_the_python_tokenizer(page, fish, messages):
-    ours = [fish[1].encode_prompt(message.encode("utf-8", errors="replace").decode()) for message in messages]
+    whole = [message.encode("utf-8", errors="replace").decode() for message in messages]
+    ours = [fish[1].encode_prompt(fish[1].mend(message)) for message in whole]
     theirs = page.evaluate("(texts) => texts.map((text) => Array.from(window.guppy.prompt(text)))", messages)
     assert theirs == ours
 

@@ -1,5 +1,5 @@
 // The fish without its page: its files, text to tokens, tokens to probabilities, and the loop that speaks. The class
-// Fish does what guppylm/tokenizer.py and guppylm/chat.py do, under the same names.
+// Fish does what guppylm/tokenizer.py, spelling.py and chat.py do, under the same names.
 
 const [PAD, IM_START, IM_END] = [0, 1, 2]; // ids
 const SPECIAL = ["<pad>", "<|im_start|>", "<|im_end|>"]; // in the order of their ids
@@ -97,8 +97,8 @@ for (let byte = 0, next = 256; byte < 256; byte++) {
 }
 
 export class Fish {
-  constructor(ort, tok, session, contextLength) {
-    Object.assign(this, { ort, tok, session, contextLength });
+  constructor(ort, tok, words, session, contextLength) {
+    Object.assign(this, { ort, tok, words, session, contextLength });
   }
 
   /** A fish from its files. The libraries are imported here, when `download` has shown their progress. */
@@ -108,9 +108,11 @@ export class Fish {
     ort.env.wasm.numThreads = 1; // more need headers that a static host doesn't send
     ort.env.wasm.wasmBinary = files.get(site.wasm);
     const session = await ort.InferenceSession.create(files.get(site.model), { executionProviders: ["wasm"] });
-    const json = JSON.parse(new TextDecoder().decode(files.get(site.tokenizer)));
+    const text = (file) => new TextDecoder().decode(files.get(file));
+    const words = new Map(text(site.words).split("\n").map((word, rank) => [word, rank])); // most frequent first
+    const json = JSON.parse(text(site.tokenizer));
     json.added_tokens = []; // what looks like a special token in a text is read as plain text
-    return new Fish(ort, new Tokenizer(json, {}), session, site.context_length);
+    return new Fish(ort, new Tokenizer(json, {}), words, session, site.context_length);
   }
 
   encode(text) {
@@ -118,9 +120,9 @@ export class Fish {
     return this.tok.encode(whole, { add_special_tokens: false }).ids;
   }
 
-  /** The conversation up to where the reply begins, the message in lower case. */
+  /** The conversation up to where the reply begins, the message in lower case and mended. */
   prompt(message) {
-    const user = this.encode(`user\n${message.toLowerCase()}`);
+    const user = this.encode(`user\n${mend(message.toLowerCase(), this.words)}`);
     return [IM_START, ...user, IM_END, ...this.encode("\n"), IM_START, ...this.encode("assistant\n")];
   }
 
@@ -189,6 +191,28 @@ export class Fish {
   isEnd(id) {
     return id === IM_END;
   }
+}
+
+// Not a part of a word with other letters, or digits.
+const WORD = /(?<![\p{L}\p{N}])[a-z]+(?:'[a-z]+)*(?![\p{L}\p{N}])/gu;
+
+/** A text in lower case, with each unknown word read as the most frequent of `words` that is one slip away. */
+function mend(text, words) {
+  return text.replace(WORD, (word) => {
+    if (words.has(word) || word.length < 4 || word.length > 20) return word;
+    const known = slips(word).filter((other) => words.has(other));
+    return known.reduce((a, b) => (words.get(b) < words.get(a) ? b : a), known[0] ?? word);
+  });
+}
+
+/** All that one slip makes of a word: a letter left out, replaced or added, or two neighbours swapped. */
+function slips(word) {
+  const cuts = range(word.length + 1).map((i) => [word.slice(0, i), word.slice(i)]);
+  return cuts.flatMap(([a, b]) => [
+    a + b.slice(1),
+    ...[..."abcdefghijklmnopqrstuvwxyz'"].flatMap((c) => (b ? [a + c + b, a + c + b.slice(1)] : [a + c])),
+    ...(b.length > 1 ? [a + b[1] + b[0] + b.slice(2)] : []),
+  ]);
 }
 
 /**
