@@ -67,9 +67,9 @@ def spelled(persona: Persona) -> set[str]:
     """Every piece of text that its messages may be put together from, as the author spelled it: lines and pools."""
     texts = set()
     for topic in persona.topics.values():
-        for exchange in topic.exchanges:
-            texts.update(exchange.user)
-        texts.update(word.text for pool in exchange.pools.values() for word in pool)  # they are the topic's
+        texts.update(line for exchange in topic.exchanges for line in exchange.user)
+        pools = topic.exchanges[0].pools  # all exchanges of a topic have the same
+        texts.update(word.text for pool in pools.values() for word in pool)
     return {piece for text in texts for piece in text if isinstance(piece, str)}
 
 

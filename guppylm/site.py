@@ -52,7 +52,7 @@ def build(model: GuppyLM, tok: Tokenizer, record: dict, out: Path) -> str:
         "bytes": sum(file["bytes"] for file in load),
     }
     page = page_with(libraries)
-    contents = [file.read_bytes() for file in sorted(out.glob("*")) if file.suffix in (".css", ".js", ".onnx")]
+    contents = [file.read_bytes() for file in sorted(out.glob("*")) if file.suffix in (".css", ".js", ".onnx", ".txt")]
     everything = b"".join([*contents, page.encode(), json.dumps(site).encode()])
     site["version"] = hashlib.sha256(everything).hexdigest()[:16]  # tells the page that it has changed
     write_text(out / "index.html", page)
