@@ -7,6 +7,7 @@ import argparse
 import itertools
 import json
 import math
+import os
 import shlex
 import sys
 import time
@@ -425,9 +426,13 @@ def main() -> None:
     args = parser().parse_args()
     try:
         args.run(args)
+        sys.stdout.flush()  # here, where a reader that is gone can be dealt with
     except KeyboardInterrupt:
         print()
         sys.exit(130)
+    except BrokenPipeError:  # the reader, say `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at exit fails once more
+        sys.exit(141)  # 128 + SIGPIPE, as a shell has it
     except (ValueError, OSError) as error:
         print(f"guppylm: {error}", file=sys.stderr)
         sys.exit(2)

@@ -13,10 +13,11 @@ class Muon(torch.optim.Optimizer):
     """Momentum whose sum is orthogonalised before each step. For parameters with two dimensions, (m, n).
 
     lr: about the size of the change of one entry, as with AdamW. weight_decay: share of lr by which weights shrink.
+    momentum: share of the average that each step keeps. 0.95 is usual; trainings as short as ours learn more with 0.9.
     dtype: precision of the matrix products; they correct their own rounding, so bfloat16 is enough.
     """
 
-    def __init__(self, parameters, lr: float, weight_decay: float, momentum: float = 0.95, dtype=torch.float32):
+    def __init__(self, parameters, lr: float, weight_decay: float, momentum: float = 0.9, dtype=torch.float32):
         super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
         self.dtype = dtype
 

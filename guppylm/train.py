@@ -34,7 +34,7 @@ class TrainConfig:
     micro_batch: int = 32  # rows computed at once; the gradients of several add up to the batch's (accumulation)
     learning_rate: float = 4e-3  # at its highest, after the warm-up
     embedding_rate: float = 2.0  # times that for the embeddings: most tokens are rare and must learn when they occur
-    warmup_steps: int = 50  # small steps first: AdamW has yet to learn how large the gradients are
+    warmup_steps: int = 20  # small steps first: AdamW has yet to learn how large the gradients are
     weight_decay: float = 0.1  # pulls matrices towards zero; biases and norms are left alone
     beta2: float = 0.95  # how long AdamW remembers squared gradients: about 1 / (1 - beta2) = 20 steps
     first_words: float = 1.0  # token i of a reply first weighs 1 / i ** first_words, and in the end as much as any

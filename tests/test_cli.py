@@ -168,3 +168,14 @@ def test_a_conversation_through_a_pipe_ends_with_the_input(tmp_path):
     answers = result.stdout.splitlines()
     assert len(answers) == 4 and all(line.startswith("Guppy> ") for line in answers)
     assert result.stdout.replace("\n", "").isprintable()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a pipe without a reader is another error on Windows")
+def test_a_reader_that_has_seen_enough_is_no_mistake(tmp_path):
+    options = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(ROOT)}, "stdout": subprocess.PIPE}
+    command = [sys.executable, "-m", "guppylm", "data", "--sample", "2000"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, **options) as run:
+        run.stdout.readline()
+        run.stdout.close()
+        assert run.stderr.read() == b""
+    assert run.returncode == 141
