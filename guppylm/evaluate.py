@@ -7,6 +7,7 @@ import json
 import math
 import random
 from collections import Counter, defaultdict
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from guppylm.tokenizer import IM_END
 from guppylm.train import TrainConfig, micro_batches, token_losses, unsure
 
 FRESH, FRESH_SEED = 300, 987_654_321  # messages drawn for the card, from a seed that no training run has used
+NAMING = 100  # fresh messages whose replies name what they name
 DRAWS = 3  # how often each message is answered
 AT_ONCE = 128  # rows of a batch: what many more have to keep at hand is too much for a processor's caches
 
@@ -175,6 +177,26 @@ def losses(bot: Bot, persona: Persona) -> dict[str, dict]:
     return result
 
 
+def at_stake(c: datagen.Conversation, reply: str) -> bool:
+    """Whether the conversation's exchange can say this, and said rightly it takes a word over from the message."""
+    free, given = (datagen.reply_log_prob(c.exchange, words, reply) for words in ({}, c.shared))
+    return free > -math.inf and not math.isclose(free, given)
+
+
+def naming(bot: Bot, persona: Persona, temperature: float, top_k: int, precision: torch.dtype = torch.float32) -> dict:
+    """Asked about the castle, does it speak of the castle, or of another thing of that kind?
+
+    Returns {"replies": those with such a word, in answer to fresh messages that want one, "right": share of them with
+    the word of the message}; {} where no reply of the persona takes a word over.
+    """
+    made = datagen.conversations(persona, 30 * NAMING, FRESH_SEED)
+    asked = list(islice((c for c in made if at_stake(c, c.reply)), NAMING))
+    said = answer(bot, [c.message for c in asked], temperature, top_k, 0, precision)
+    named = [(c, a.text) for c, a in zip(asked, said, strict=True) if at_stake(c, a.text)]
+    right = sum(datagen.reply_log_prob(c.exchange, c.shared, text) > -math.inf for c, text in named)
+    return {"replies": len(named), "right": right / len(named)} if named else {}
+
+
 def novelty(persona: Persona, training: dict, replies: list[str]) -> dict:
     """Were the replies composed, or recited? `training` is what config.json says of the run.
 
@@ -227,8 +249,9 @@ def evaluate(
 ) -> dict[str, dict]:
     """The card, as plain data. `training`: what config.json says of the run, {} where that is not known.
 
-    {"loss": ..., "replies": {set of prompts: score}, "robustness": ..., "style": ..., "novelty": ...}; the functions
-    of these names say more. ValueError where the prompts name a topic that the persona lacks.
+    {"loss": ..., "replies": {set of prompts: score}, "robustness": ..., "naming": ..., "style": ...,
+    "novelty": ...}; the functions of these names say more.
+    ValueError where the prompts name a topic that the persona lacks.
     """
     sets = sets_of_prompts(persona, prompts)
     card: dict[str, dict] = {"loss": losses(bot, persona), "replies": {}}
@@ -240,6 +263,7 @@ def evaluate(
     first = answers[measured][: len(sets[measured])]  # of the draws
     card["robustness"] = robustness(bot, persona, sets[measured], first, temperature, top_k, precision)
     fresh = answers["fresh template messages"]
+    card["naming"] = naming(bot, persona, temperature, top_k, precision)
     card["style"] = style(fresh)
     if "eval_rows" in training:
         card["novelty"] = novelty(persona, training, [a.text for a in fresh])
@@ -262,6 +286,9 @@ def describe(card: dict) -> str:
                 lines.append(f"  {topic} {share:.0%}: {miss['prompt']!r} was read as {read_as}: {miss['reply']!r}")
     lines.append("the same prompts typed in other ways, on topic:")
     lines.append("  " + ", ".join(f"{kind} {share:.1%}" for kind, share in card["robustness"].items()))
+    if card["naming"]:
+        what = "replies that name something of the kind that the message names"
+        lines.append(f"{card['naming']['replies']} {what}: {card['naming']['right']:.1%} name the same")
     s = card["style"]
     lines.append(f"style: {s['lowercase']:.1%} lowercase, {s['distinct']:.1%} different, {s['empty']:.1%} empty, "
                  f"{s['cut_off']:.1%} cut off, {s['median_words']} words (at most {s['most_words']})")  # fmt: skip

@@ -86,8 +86,19 @@ def test_the_card_has_every_set(small, scripted, tmp_path):
     assert set(card["robustness"].values()) == {1.0}
     text = evaluate.describe(card)
     assert "test phrasings (1): 100.0% on topic, 100.0% sayable" in text
+    assert f"{card['naming']['replies']} replies that name something" in text
     assert "composed" not in text  # nobody said what this bot was trained on
     assert card == json.loads(json.dumps(card))
+
+
+def test_a_reply_names_what_the_message_names(small, scripted):
+    result = evaluate.naming(scripted("peas. yes."), small, 0.7, 50)
+    assert 20 < result["replies"] < evaluate.NAMING  # the gravel is answered, too, but by another exchange's reply
+    assert 0.2 < result["right"] < 0.5  # peas are one food of three
+    assert evaluate.naming(scripted("yes. yes."), small, 0.7, 50) == {}
+    asked = [c for c in datagen.conversations(small, 300, 1) if c.exchange.place.endswith("like")]
+    assert {evaluate.at_stake(c, "yes. the gravel and my tail is old.") for c in asked} == {True}
+    assert {evaluate.at_stake(c, "yes. yes.") for c in asked} == {False}
 
 
 def test_disturbed_messages_are_the_same_ones_typed_otherwise():
