@@ -22,7 +22,7 @@ from guppylm.tokenizer import IM_END
 from guppylm.train import TrainConfig, micro_batches, token_losses, unsure
 
 FRESH, FRESH_SEED = 300, 987_654_321  # messages drawn for the card, from a seed that no training run has used
-NAMING = 100  # fresh messages whose replies name what they name
+NAMING = 100  # fresh messages whose own reply takes a word over from them
 DRAWS = 3  # how often each message is answered
 AT_ONCE = 128  # rows of a batch: what many more have to keep at hand is too much for a processor's caches
 
@@ -189,7 +189,7 @@ def naming(bot: Bot, persona: Persona, temperature: float, top_k: int, precision
     Returns {"replies": those with such a word, in answer to fresh messages that want one, "right": share of them with
     the word of the message}; {} where no reply of the persona takes a word over.
     """
-    made = datagen.conversations(persona, 30 * NAMING, FRESH_SEED)
+    made = datagen.conversations(persona, 30 * NAMING, FRESH_SEED)  # of Guppy's, one in twenty takes a word over
     asked = list(islice((c for c in made if at_stake(c, c.reply)), NAMING))
     said = answer(bot, [c.message for c in asked], temperature, top_k, 0, precision)
     named = [(c, a.text) for c, a in zip(asked, said, strict=True) if at_stake(c, a.text)]
@@ -262,8 +262,8 @@ def evaluate(
     measured = "test phrasings" if "test phrasings" in sets else "fresh template messages"
     first = answers[measured][: len(sets[measured])]  # of the draws
     card["robustness"] = robustness(bot, persona, sets[measured], first, temperature, top_k, precision)
-    fresh = answers["fresh template messages"]
     card["naming"] = naming(bot, persona, temperature, top_k, precision)
+    fresh = answers["fresh template messages"]
     card["style"] = style(fresh)
     if "eval_rows" in training:
         card["novelty"] = novelty(persona, training, [a.text for a in fresh])
