@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 from guppylm.corpus import Corpus
-from guppylm.datagen import Conversation, conversations
+from guppylm.datagen import Conversation, conversations, takes_over
 from guppylm.grammar import Pools, Slot, Text, pools_of, ways
 from guppylm.persona import Exchange, Persona, Topic
 
@@ -29,6 +29,7 @@ class DataCard:
     vocabulary: float  # share of the tokenizer's entries that occur
     openings: list[tuple[str, float]]  # how replies begin, with their share, most frequent first
     most_repeated: tuple[str, int]  # a reply, and how often it is there
+    taken_over: float  # of 1,000 conversations, the share with a reply that takes a word over from its message
     floor: float  # nats a reply that no model can get under
     floor_per_token: float  # the same, in nats a token
 
@@ -42,6 +43,7 @@ def data_card(persona: Persona, train: list[dict], held: list[dict], corpus: Cor
     openings = Counter(" ".join(reply.split()[:2]) for reply in replies.elements())
     tokens = sum(row.reply_tokens for row in corpus.evaluation)
     counts = {name: count_replies(topic) for name, topic in persona.topics.items()}
+    made = list(conversations(persona, 1_000))
     return DataCard(
         rows=len(train),
         messages=len({message for message, _ in pairs}),
@@ -53,6 +55,7 @@ def data_card(persona: Persona, train: list[dict], held: list[dict], corpus: Cor
         vocabulary=len(used) / corpus.tok.vocab_size,
         openings=[(opening, n / len(train)) for opening, n in openings.most_common(3)],
         most_repeated=replies.most_common(1)[0],
+        taken_over=sum(takes_over(c.exchange, c.shared, c.reply) for c in made) / len(made),
         floor=corpus.floor,
         floor_per_token=corpus.floor * len(corpus.evaluation) / tokens,
     )
@@ -92,6 +95,7 @@ def describe(card: DataCard) -> str:
             f"{card.vocabulary:.1%} of the vocabulary in use",
             f"most frequent openings: {openings}",
             f"most repeated reply, {times} times: {reply!r}",
+            f"replies that take a word over from the message: {card.taken_over:.1%}",
             f"floor: {card.floor:.2f} nats a reply, {card.floor_per_token:.3f} a token; no model can do better",
         ]
     )

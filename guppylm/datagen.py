@@ -167,6 +167,12 @@ def reply_log_prob(exchange: Exchange, shared: Words, reply: str) -> float:
     return math.log(total) if total else -math.inf
 
 
+def takes_over(exchange: Exchange, shared: Words, reply: str) -> bool:
+    """Whether the exchange can say this, and to say it rightly a word of the message has to be named in it."""
+    free, given = (reply_log_prob(exchange, words, reply) for words in ({}, shared))
+    return free > -math.inf and not math.isclose(free, given)
+
+
 def log_prob(persona: Persona, topic: str, message: str, reply: str) -> float:
     """ln P(reply | topic, message), exact, natural log; -inf if the topic's templates can't say it.
 

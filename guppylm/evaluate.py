@@ -177,22 +177,16 @@ def losses(bot: Bot, persona: Persona) -> dict[str, dict]:
     return result
 
 
-def at_stake(c: datagen.Conversation, reply: str) -> bool:
-    """Whether the conversation's exchange can say this, and said rightly it takes a word over from the message."""
-    free, given = (datagen.reply_log_prob(c.exchange, words, reply) for words in ({}, c.shared))
-    return free > -math.inf and not math.isclose(free, given)
-
-
 def naming(bot: Bot, persona: Persona, temperature: float, top_k: int, precision: torch.dtype = torch.float32) -> dict:
     """Asked about the castle, does it speak of the castle, or of another thing of that kind?
 
     Returns {"replies": those with such a word, in answer to fresh messages that want one, "right": share of them with
     the word of the message}; {} where no reply of the persona takes a word over.
     """
-    made = datagen.conversations(persona, 30 * NAMING, FRESH_SEED)  # of Guppy's, one in twenty takes a word over
-    asked = list(islice((c for c in made if at_stake(c, c.reply)), NAMING))
+    made = datagen.conversations(persona, 30 * NAMING, FRESH_SEED)  # a persona may have few that take a word over
+    asked = list(islice((c for c in made if datagen.takes_over(c.exchange, c.shared, c.reply)), NAMING))
     said = answer(bot, [c.message for c in asked], temperature, top_k, 0, precision)
-    named = [(c, a.text) for c, a in zip(asked, said, strict=True) if at_stake(c, a.text)]
+    named = [(c, a.text) for c, a in zip(asked, said, strict=True) if datagen.takes_over(c.exchange, c.shared, a.text)]
     right = sum(datagen.reply_log_prob(c.exchange, c.shared, text) > -math.inf for c, text in named)
     return {"replies": len(named), "right": right / len(named)} if named else {}
 

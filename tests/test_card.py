@@ -57,6 +57,8 @@ def test_counts_of_the_rows(small):
     assert shortest < middle < longest <= 128
     assert 0 < result.vocabulary < 1 and 0 < result.floor_per_token < result.floor
     text = card.describe(result)
+    assert 0.4 < result.taken_over < 0.8  # most foods, and the half of the things that is said
+    assert f"take a word over from the message: {result.taken_over:.1%}" in text
     assert f"{result.rows:,} rows" in text and repr(reply) in text and f"{result.floor:.2f} nats a reply" in text
 
 

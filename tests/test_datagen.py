@@ -45,6 +45,16 @@ def test_a_word_with_slots_of_its_own_is_repeated_whole(small):
     assert all(("red" in c.message) == ("red" in c.reply) for c in about_castle)
 
 
+def test_a_reply_takes_a_word_over_where_another_word_would_be_wrong(small):
+    like = small.topics["home"].exchanges[0]
+    shared = {"thing": Word(("the cave",))}
+    assert datagen.takes_over(like, shared, "yes. the cave and my tail is old.")
+    assert datagen.takes_over(like, shared, "yes. the gravel and my tail is old.")  # it should, and names the wrong one
+    assert not datagen.takes_over(like, {}, "yes. the gravel and my tail is old.")  # the message named nothing
+    assert not datagen.takes_over(like, shared, "yes. yes.")
+    assert not datagen.takes_over(like, shared, "flakes. yes.")  # another exchange's reply
+
+
 def test_probabilities_of_all_replies_add_up_to_one(small):
     """Each exchange's replies are few: 4,000 samples meet all of them, and their probabilities must add up to 1."""
     for topic in small.topics.values():
