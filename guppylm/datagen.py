@@ -168,7 +168,7 @@ def reply_log_prob(exchange: Exchange, shared: Words, reply: str) -> float:
 
 
 def takes_over(exchange: Exchange, shared: Words, reply: str) -> bool:
-    """Whether the exchange can say this, and to say it rightly a word of the message has to be named in it."""
+    """Whether the exchange can say this with any word of some pool, and the message has decided which it should be."""
     free, given = (reply_log_prob(exchange, words, reply) for words in ({}, shared))
     return free > -math.inf and not math.isclose(free, given)
 

@@ -181,7 +181,7 @@ def naming(bot: Bot, persona: Persona, temperature: float, top_k: int, precision
     """Asked about the castle, does it speak of the castle, or of another thing of that kind?
 
     Returns {"replies": those with such a word, in answer to fresh messages that want one, "right": share of them with
-    the word of the message}; {} where no reply of the persona takes a word over.
+    the word of the message}; {} where none of them has such a word.
     """
     made = datagen.conversations(persona, 30 * NAMING, FRESH_SEED)  # a persona may have few that take a word over
     asked = list(islice((c for c in made if datagen.takes_over(c.exchange, c.shared, c.reply)), NAMING))
