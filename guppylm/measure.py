@@ -61,8 +61,9 @@ def profile(state: State, corpus: Corpus, config: TrainConfig) -> str:
     share_of_rows = config.batch_size / len(rows)
     tokens, work = sum(len(row.ids) for row in rows) * share_of_rows, flops(state, rows) * share_of_rows
     most = peak(state.device, state.precision)
-    whole = config.steps * per_step + config.steps / config.eval_every * per_evaluation
-    on_t4 = config.steps * per_step * most / T4
+    steps = config.steps + config.copy_steps / 2  # one of the lesson reads about half as many tokens
+    whole = steps * per_step + config.steps / config.eval_every * per_evaluation
+    on_t4 = steps * per_step * most / T4
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (state.device.type == "cuda")
     with torch.profiler.profile(activities=activities) as profiler:
         training.backward(state, corpus.train[: config.batch_size], config)
