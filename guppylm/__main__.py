@@ -72,6 +72,8 @@ def train(args: argparse.Namespace) -> None:
 
     chosen = {name: value for name, value in vars(args).items() if name in training.TrainConfig.__annotations__}
     chosen = {name: value for name, value in chosen.items() if value is not None}
+    if args.minutes and args.eval_every:
+        raise ValueError("--minutes evaluates ten times, however many steps fit: leave out --eval-every")
     source = None if args.data else datagen.load_persona(args.persona)
     persona = datagen.about(source) if source else {"name": args.data.resolve().name, "summary": ""}
     out = args.out or Path("checkpoints") / persona["name"]
@@ -95,7 +97,10 @@ def train(args: argparse.Namespace) -> None:
         return training.start(GuppyLM(ModelConfig(vocab_size=rows.tok.vocab_size)).to(device), config, precision)
 
     if args.profile:
-        print(measure.profile(begin(), rows, config))
+        report = measure.profile(begin(), rows, config)
+        if parallel.rank() == 0:
+            print(report)
+        parallel.leave()
         return
     if args.minutes and not args.resume:
         config = runs.fit(config, 60 * args.minutes, *measure.seconds(begin(), rows, config))
@@ -141,12 +146,16 @@ def introduce(state, rows, config) -> None:
 
 def learn_to_copy(state, rows, config) -> None:
     """The lesson before the first conversation. A run that is stopped in it begins it anew."""
+    from tqdm import tqdm
+
     from guppylm import copying, parallel, runs
     from guppylm.train import unsure
 
     state.clock.lap("printing and saving")
+    hidden = parallel.rank() > 0 or not sys.stderr.isatty()
+    losses = tqdm(copying.lesson(state, rows.tok, config), total=config.copy_steps, disable=hidden, leave=False)
     with runs.interrupts() as interrupted:
-        for step, loss in enumerate(copying.lesson(state, rows.tok, config), start=1):
+        for step, loss in enumerate(losses, start=1):
             stop = stop_together(interrupted, state)
             if parallel.rank() == 0 and (stop or step % 50 == 0):
                 done = f"copying random tokens, step {step}/{config.copy_steps}"
@@ -290,7 +299,9 @@ def export(args: argparse.Namespace) -> None:
             print(site.build(model, tok, record, out))
     print(f"written: {out}")
     if args.push:
-        print(f"uploaded: {exporting.push(out, args.push, 'dataset' if args.to == 'dataset' else 'model')}")
+        with extra("export"):
+            address = exporting.push(out, args.push, "dataset" if args.to == "dataset" else "model")
+        print(f"uploaded: {address}")
 
 
 def web(args: argparse.Namespace) -> None:

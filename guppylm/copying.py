@@ -9,7 +9,6 @@ random tokens ask for nothing else, and then it takes a few hundred steps. Which
 that the conversations teach.
 """
 
-import math
 import random
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,7 +16,7 @@ from dataclasses import replace
 from guppylm.corpus import Row
 from guppylm.grammar import pick
 from guppylm.tokenizer import IM_END, SPECIAL, Tokenizer
-from guppylm.train import ADVICE, Diverged, State, TrainConfig, backward, update
+from guppylm.train import Diverged, State, TrainConfig, backward, update
 
 LONGEST = 10  # tokens of a message: with longer ones the heads form much later
 
@@ -34,19 +33,21 @@ def random_row(tok: Tokenizer, rng: random.Random) -> Row:
 def lesson(state: State, tok: Tokenizer, config: TrainConfig) -> Iterator[float]:
     """config.copy_steps steps on random rows; yields the loss of each, in nats a token of the reply.
 
-    They don't count: after the last of them the model stands at step 0 again, about to meet its first conversation.
-    A run that is beyond step 0 has had its lesson, and gets none. Diverged where the loss is lost.
+    They don't count: after them, or where they are cut short, the model stands at step 0 again, about to meet its first
+    conversation. A run that is beyond step 0 has had its lesson, and gets none. Diverged where the loss is lost.
     """
     if state.step:
         return
     rng = random.Random(f"{config.seed}/copying")
     even = replace(config, first_words=0.0)  # a reply's first token is a guess here, and must not count most
-    for _ in range(config.copy_steps):
-        rows = [random_row(tok, rng) for _ in range(config.batch_size)]
-        loss = backward(state, rows, even)
-        if not math.isfinite(loss):
-            raise Diverged(f"the lesson in copying, step {state.step + 1}: the loss is {loss}: {ADVICE}")
-        update(state, even)
-        state.clock.lap("optimizer")
-        yield loss
-    state.step = 0
+    try:
+        for _ in range(config.copy_steps):
+            rows = [random_row(tok, rng) for _ in range(config.batch_size)]
+            loss = backward(state, rows, even)
+            update(state, even)
+            state.clock.lap("optimizer")
+            yield loss
+    except Diverged as error:
+        raise Diverged(f"the lesson in copying, {error}") from error
+    finally:
+        state.step = 0

@@ -142,10 +142,18 @@ def read(folder: Path, tok: Tokenizer | None = None) -> Corpus:
     return corpus
 
 
+def read_lines(file: Path) -> list[str]:
+    """The lines of a text file. ValueError where it isn't UTF-8."""
+    try:
+        return file.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: is not UTF-8 text (byte {error.start})") from error
+
+
 def read_rows(file: Path) -> list[dict[str, str]]:
     """JSON lines with "input" and "output". ValueError names the line that is not so."""
     rows = []
-    for i, line in enumerate(file.read_text(encoding="utf-8").rstrip("\n").split("\n")):
+    for i, line in enumerate(read_lines(file)):
         try:
             row = json.loads(line)
         except ValueError as error:

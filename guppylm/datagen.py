@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from guppylm.grammar import Slot, Text, Word, Words, expand, fillings, pick, ways
+from guppylm.grammar import Slot, Text, Word, Words, expand, fillings, fold, pick, ways
 from guppylm.persona import Exchange, Persona, PersonaError, load_persona
 
 __all__ = ["PersonaError", "load_persona"]  # so that a notebook needs one import
@@ -22,7 +22,7 @@ class Conversation:
 
     topic: str
     exchange: Exchange
-    shared: Words = field(repr=False)  # the words that the reply takes over from the message
+    shared: Words = field(repr=False)  # the words of the message, by pool, of which the reply may take some over
     message: str
     reply: str
     entries: tuple[str, ...]  # of the exchange that were used, such as ("user[3]", "reply[0][2]", "reply[1][0]")
@@ -53,7 +53,7 @@ def made_up(line: Text, exchange: Exchange, persona: Persona, rng: random.Random
     Known words a model can learn one by one, each with the replies that have it. This one it can only read. It stands
     in lines that name the pool themselves, for of "do you like plovumba?" nobody could know the topic.
     """
-    pools = [slot.pool for slot in line if isinstance(slot, Slot) and slot.pool in exchange.taken_over]
+    pools = [slot.pool for slot in line if isinstance(slot, Slot) and slot.pool in exchange.repeats]
     probability = persona.noise.get("made_up", 0)
     if not pools or not probability or rng.random() >= probability:  # no random() where it is 0: other rows stay
         return {}
@@ -208,8 +208,9 @@ def log_prob(persona: Persona, topic: str, message: str, reply: str) -> float:
     """ln P(reply | topic, message), exact, natural log; -inf if the topic's templates can't say it.
 
     Each exchange of the topic counts with its share of the user lines. A word that the message names is taken to be
-    shared, where the exchange shares it; where none is named, as in a phrasing we never wrote, it is drawn afresh. A
-    made-up word the templates can't say: of a conversation that has one, `reply_log_prob` knows the probability.
+    shared, where a text of the reply uses its pool; where none is named, as in a phrasing we never wrote, or where only
+    a word of another pool uses it, it is drawn afresh. A made-up word the templates can't say. For a conversation of
+    our own, `reply_log_prob` with the words of its message is exact in all this.
     """
     exchanges = persona.topics[topic].exchanges
     lines = sum(len(exchange.user) for exchange in exchanges)
@@ -229,8 +230,3 @@ def shared_words(exchange: Exchange, message: str) -> Words:
         if named:
             shared[pool] = max(named, key=lambda word: len(word.text[0]))
     return shared
-
-
-def fold(text: str) -> str:
-    """Letters and digits alone, in lower case, between spaces: what capitals and punctuation can't change."""
-    return f" {' '.join(''.join(c for c in word if c.isalnum()) for word in text.lower().split())} "

@@ -18,7 +18,7 @@ import torch
 from guppylm import corpus, datagen
 from guppylm.chat import Bot, probabilities
 from guppylm.device import mixed_precision, pick_precision
-from guppylm.grammar import Word, Words, expand, pick
+from guppylm.grammar import Word, Words, expand, fold, pick
 from guppylm.persona import Exchange, Persona, Topic
 from guppylm.tokenizer import IM_END
 from guppylm.train import TrainConfig, micro_batches, token_losses, unsure
@@ -102,10 +102,11 @@ def taken_words(exchange: Exchange, reply: str, message: str) -> Iterator[Words]
 
     Words that stand in the exchange's own lines ("do you") don't name anything.
     """
-    words, said = datagen.fold(message).split(), datagen.fold(reply)
-    texts = {" ".join(words[i : i + n]) for i in range(len(words)) for n in (1, 2, 3)}
+    words, asked = reply.split(), fold(message)
+    texts = {" ".join(words[i : i + n]).strip(".,!?;:") for i in range(len(words)) for n in (1, 2, 3)}
     for text in sorted(texts):
-        if f" {text} " in said and not exchange.line_words.issuperset(text.split()):
+        named = fold(text).strip()
+        if named and f" {named} " in asked and not exchange.line_words.issuperset(named.split()):
             for pool in sorted(exchange.taken_over):
                 for fields in sorted({word.fields for word in exchange.pools[pool]}):
                     yield {pool: Word((text,), fields)}
@@ -114,7 +115,7 @@ def taken_words(exchange: Exchange, reply: str, message: str) -> Iterator[Words]
 def read_prompts(file: Path) -> list[dict]:
     """JSON lines {"prompt", "topic", "also", "kind"}: a message, the topics that are a fair reading, topic or probe."""
     prompts = []
-    for i, line in enumerate(file.read_text(encoding="utf-8").rstrip("\n").split("\n")):
+    for i, line in enumerate(corpus.read_lines(file)):
         try:
             row = json.loads(line)
             prompts.append({"prompt": row["prompt"], "topics": [row["topic"], *row["also"]], "kind": row["kind"]})
@@ -213,7 +214,8 @@ def naming(
     result = {}
     for kind, noise in (("known words", {}), ("made-up words", {"made_up": 1.0})):
         made = datagen.conversations(replace(persona, noise=noise), 30 * NAMING, FRESH_SEED)
-        taking = (c for c in made if datagen.takes_over(c.exchange, c.shared, c.reply))
+        naming = (c for c in made if c.exchange.repeats & c.shared.keys())
+        taking = (c for c in naming if datagen.takes_over(c.exchange, c.shared, c.reply))
         fitting = (c for c in taking if datagen.is_made_up(c) == bool(noise))
         asked = list(islice((c for c in fitting if bot.tok.mend(c.message) == c.message.lower()), NAMING))
         replies = answer(bot, [c.message for c in asked], temperature, top_k, 0, precision)
@@ -271,7 +273,8 @@ def robustness(
         other = [i for i, prompt in enumerate(prompts) if bot.prompt(typed[i]) != bot.prompt(prompt["prompt"])]
         for i, new in zip(other, answer(bot, [typed[i] for i in other], temperature, top_k, 0, precision), strict=True):
             again[i] = new
-        shares[kind] = score(persona, prompts, again)["on_topic"]
+        read = [{**prompt, "prompt": text} for prompt, text in zip(prompts, typed, strict=True)]
+        shares[kind] = score(persona, read, again)["on_topic"]
     return shares
 
 
@@ -325,8 +328,8 @@ def describe(card: dict) -> str:
     lines.append(f"style: {s['lowercase']:.1%} lowercase, {s['distinct']:.1%} different, {s['empty']:.1%} empty, "
                  f"{s['cut_off']:.1%} cut off, {s['median_words']} words (at most {s['most_words']})")  # fmt: skip
     if "novelty" in card:
-        lines.append(f"composed: {card['novelty']['composed']:.1%} of the replies are in no training row, "
-                     f"{card['novelty']['verbatim']:.1%} are, word for word")  # fmt: skip
+        lines.append(f"composed: {card['novelty']['composed']:.1%} of the replies the templates can say and no "
+                     f"training row holds; {card['novelty']['verbatim']:.1%} one does, word for word")  # fmt: skip
         for example in card["novelty"]["examples"]:
             lines.append(f"  {example['reply']!r}, nearest in training: {example['nearest']!r}")
     return "\n".join(lines)

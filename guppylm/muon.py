@@ -25,8 +25,10 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure=None) -> None:
         for group in self.param_groups:
             for weight in group["params"]:
-                average = self.state[weight].setdefault("average", torch.zeros_like(weight))
-                average.lerp_(weight.grad, 1 - group["momentum"])
+                state = self.state[weight]
+                if not state:  # the first step
+                    state["average"] = torch.zeros_like(weight)
+                average = state["average"].lerp_(weight.grad, 1 - group["momentum"])
                 ahead = weight.grad.lerp(average, group["momentum"])  # Nesterov: where the average is going
                 direction = orthogonal(ahead.to(self.dtype)).to(weight.dtype)
                 # An orthogonal (m, n) matrix has entries of about 1 / sqrt(max(m, n)); 0.2 is AdamW's typical step.

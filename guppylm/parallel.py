@@ -14,11 +14,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def join(device: torch.device) -> torch.device:
-    """Meet the other processes if torchrun started this one; returns the device that is this process's own."""
+    """Meet the other processes if torchrun started this one; returns the device that is this process's own.
+
+    ValueError where there are fewer GPUs than processes.
+    """
     if "WORLD_SIZE" not in os.environ:
         return device
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        number, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if number >= gpus:
+            raise ValueError(f"--nproc-per-node {os.environ['LOCAL_WORLD_SIZE']}: this machine has GPUs for {gpus}")
+        device = torch.device("cuda", number)
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return device

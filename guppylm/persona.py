@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from guppylm.grammar import Pools, Slot, Text, Word, parse, pools_of
+from guppylm.grammar import Pools, Slot, Text, Word, fold, parse, pools_of
 
 NOISE = ("lead_in", "tag", "texting", "drop_word", "no_apostrophe", "typo", "no_punctuation", "extra_punctuation",
          "capital", "shout", "made_up")  # fmt: skip
@@ -32,14 +32,22 @@ class Exchange:
 
     @cached_property
     def taken_over(self) -> set[str]:
-        """The pools that user lines draw from and that stand in a reply's own texts: it has the word of the message."""
+        """The pools that user lines draw from and that a reply's own texts use: there the message decides the word."""
         said = {slot.pool for part in self.reply for text in part for slot in text if isinstance(slot, Slot)}
         return said & set().union(*(pools_of(line, self.pools) for line in self.user))
 
     @cached_property
+    def repeats(self) -> set[str]:
+        """Those of them whose word the reply says, not only agrees with, and that hold no slots: any word would do."""
+        said = {s.pool for part in self.reply for text in part for s in text if isinstance(s, Slot) and not s.field}
+        return {p for p in said & self.taken_over if not any(pools_of(w.text, self.pools) for w in self.pools[p])}
+
+    @cached_property
     def line_words(self) -> set[str]:
-        """The words that stand in its user lines themselves, not in their pools."""
-        return {word for line in self.user for piece in line if isinstance(piece, str) for word in piece.split()}
+        """The words of its user lines that name nothing: all but those of the pools that the reply takes over."""
+        others = set().union(*(pools_of(line, self.pools) for line in self.user)) - self.taken_over
+        texts = [*self.user, *(word.text for pool in others for word in self.pools[pool])]
+        return {word for text in texts for piece in text if isinstance(piece, str) for word in fold(piece).split()}
 
 
 @dataclass(frozen=True)

@@ -93,9 +93,10 @@ def fingerprint(corpus: Corpus) -> dict[str, str]:
 
 
 def fit(config: TrainConfig, seconds: float, per_step: float, per_evaluation: float) -> TrainConfig:
-    """The config with as many steps as fit into the seconds, and the lesson in copying with them, evaluated ten times.
+    """The config with as many steps as fit into the seconds, evaluated ten times, after the lesson in copying.
 
-    A step of the lesson reads about half as many tokens as one on conversations, and counts as half a one.
+    Where that would be longer than half of them there is none. A step of it reads about half as many tokens as one on
+    conversations, and counts as half a one.
     """
     steps = max(1, int((seconds - 10 * per_evaluation) / per_step))
     with_lesson = suited(replace(config, steps=max(1, steps - config.copy_steps // 2)))
@@ -104,7 +105,7 @@ def fit(config: TrainConfig, seconds: float, per_step: float, per_evaluation: fl
 
 
 def suited(config: TrainConfig) -> TrainConfig:
-    """The config for a run that may be short: at most a tenth of it warm-up, and no lesson that is not far shorter."""
+    """The config for a run that may be short: at most a tenth of it warm-up, and no lesson longer than half of it."""
     lesson = config.copy_steps if config.steps >= 2 * config.copy_steps else 0
     return replace(config, warmup_steps=min(config.warmup_steps, config.steps // 10), copy_steps=lesson)
 

@@ -15,7 +15,7 @@ from guppylm.device import pick_device, pick_precision
 from guppylm.model import GuppyLM, ModelConfig
 from guppylm.tokenizer import Tokenizer
 
-SHORT = train.TrainConfig(steps=400, eval_every=400)
+SHORT = train.TrainConfig(steps=500, eval_every=500)
 ASKED = 200  # messages of each kind
 
 

@@ -42,6 +42,9 @@ def assert_one_line(result, *expected):
         (["train", "--steps", "many"], ["--steps"]),
         (["chat", "--model", "nowhere"], ["nowhere", "config.json"]),
         (["train", "--minutes", "0"], ["0 is not a number above 0"]),
+        (["train", "--minutes", "1", "--eval-every", "5"], ["--minutes evaluates ten times"]),
+        (["train", "--data", "latin"], ["train.jsonl: is not UTF-8 text (byte 13)"]),
+        (["evaluate", "--prompts", "latin/train.jsonl"], ["train.jsonl: is not UTF-8 text (byte 13)"]),
         (["train", "--persona", "one.toml", "-n", "20"], ["one.toml: can say one conversation alone"]),
         (["data", "--persona", "one.toml", "-n", "20"], ["one.toml: can say one conversation alone"]),
         (["chat", "--temperature", "-1"], ["-1 is neither 0 nor a number from 0.01 to 100"]),
@@ -63,6 +66,8 @@ def assert_one_line(result, *expected):
 )
 def test_a_mistake_is_one_line(tmp_path, args, expected):
     (tmp_path / "one.toml").write_text(ONE, encoding="utf-8")
+    (tmp_path / "latin").mkdir()
+    (tmp_path / "latin" / "train.jsonl").write_bytes(b'{"input": "ol\xe9"}\n')
     assert_one_line(guppylm(*args, cwd=tmp_path), *expected)
 
 

@@ -151,7 +151,7 @@ def test_a_made_up_word_stands_in_message_and_reply(small):
 
 
 def test_words_are_made_up_as_often_as_the_noise_says_and_agree(small_file):
-    """Not where the line leaves the word to another pool, nor where no reply takes one over."""
+    """Not where the line leaves the word to another pool, nor where no reply says it, nor where it has slots inside."""
     topic = """
 [topics.body]
 words = { body_q = ["{body_part}?"] }
@@ -161,6 +161,12 @@ reply = [["my {body_part} {body_part.be} fine."]]
 [topics.body.asked]
 user = ["{body_q}"]
 reply = [["{body_part}? yes."]]
+[topics.body.agreed]
+user = ["your {body_part}, then?"]
+reply = [["they {body_part.be} old."]]
+[topics.body.inside]
+user = ["the {place}, then?"]
+reply = [["{place}? {color} is nice."]]
 """
     small_file.write_text(small_file.read_text(encoding="utf-8") + topic, encoding="utf-8")
     persona = dataclasses.replace(datagen.load_persona(str(small_file)), noise={"made_up": 0.3})
@@ -169,7 +175,10 @@ reply = [["{body_part}? yes."]]
     new = [c for c in named if c.reply.split()[1] not in ("fins", "tail")]
     assert 0.25 < len(new) / len(named) < 0.35
     assert {c.reply.split()[2] for c in new} == {"is", "are"}
-    assert not any(datagen.is_made_up(c) for c in made if c.exchange.place == "topics.body.asked")
+    others = ("topics.body.asked", "topics.body.agreed", "topics.body.inside")
+    assert not any(datagen.is_made_up(c) for c in made if c.exchange.place in others)
+    known = ("fins", "tail", "cave", "castle")
+    assert all(any(word in c.message for word in known) for c in made if c.exchange.place in others)
 
 
 NOISY = {
@@ -216,5 +225,5 @@ def test_only_small_words_are_dropped(guppy):
 def test_a_typo_is_one_slip():
     slips = {datagen.misspell("swimming", random.Random(i)) for i in range(200)}
     assert len(slips) > 15
-    assert all(abs(len(slip) - len("swimming")) <= 1 and slip[0] == "s" or slip[1] == "s" for slip in slips)
+    assert all(abs(len(slip) - len("swimming")) <= 1 and "s" in slip[:2] for slip in slips)
     assert datagen.misspell("42", random.Random(0)) == "42"

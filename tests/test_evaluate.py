@@ -98,7 +98,7 @@ def test_a_reply_names_what_the_message_names(small, scripted):
     known, made_up = result["known words"], result["made-up words"]
     assert known["asked"] == made_up["asked"] == evaluate.NAMING
     assert 0.1 < known["right"] < known["another"] < 0.7  # peas are one food of three
-    assert known["right"] + known["another"] < 1  # the gravel is answered, too, but by another exchange's reply
+    assert known["right"] + known["another"] == 1  # the gravel, whose pool holds slots, is not asked for
     assert made_up["right"] == 0 and made_up["another"] > 0.7
     nothing = {"asked": evaluate.NAMING, "right": 0, "another": 0}
     assert evaluate.naming(scripted("yes. yes."), small, 0.7, 50) == dict.fromkeys(result, nothing)
@@ -130,6 +130,31 @@ def test_a_word_of_the_message_may_stand_where_a_reply_takes_one_over(small):
     assert not evaluate.can_say(food, "want some. yes.", "want some peas?")  # these two name nothing
     assert not evaluate.can_say(food, "vumba. yes.", "want some plovumba?")
     assert not evaluate.can_say(small.topics["home"], "in the plovumba.", "where is plovumba?")  # it takes none over
+    assert evaluate.can_say(food, "mac-n-cheese. yes.", "Want some mac-n-cheese?")
+    assert evaluate.can_say(food, "farmer's bread. yes.", "want some farmer's bread?")
+
+
+def test_words_of_the_lines_and_of_their_other_pools_name_nothing(small_file):
+    text = small_file.read_text(encoding="utf-8").replace(
+        'user = ["want some {food}?",', 'user = ["don\'t you like {food}, right?", "the {place} has {food}",'
+    )
+    small_file.write_text(text, encoding="utf-8")
+    food = datagen.load_persona(str(small_file)).topics["food"]
+    assert evaluate.can_say(food, "pizza. yes.", "don't you like pizza, right?")
+    assert not evaluate.can_say(food, "right. yes.", "don't you like pizza, right?")
+    assert not evaluate.can_say(food, "don't. yes.", "don't you like pizza, right?")
+    assert not evaluate.can_say(food, "castle. yes.", "the castle has pizza")
+
+
+def test_a_slip_that_is_repeated_is_a_word_of_what_was_typed(small, tiny, tok, monkeypatch):
+    def repeat(bot, messages, *rest):
+        return [Answer(f"{message.lower().split()[-1].strip('?!')}. yes.", True) for message in messages]
+
+    monkeypatch.setattr(evaluate, "answer", repeat)
+    prompts = [{"prompt": f"want some plovumb{letter}?", "topics": ["food"]} for letter in "abcdefgh"]
+    said = repeat(None, [p["prompt"] for p in prompts])
+    shares = evaluate.robustness(Bot(tiny, tok, "minnow"), small, prompts, said, 0.7, 50)
+    assert set(shares.values()) == {1.0}
 
 
 def test_disturbed_messages_are_the_same_ones_typed_otherwise():

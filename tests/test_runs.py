@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -251,10 +252,12 @@ def test_two_processes_train_as_one(tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT to send to another process")
-def test_two_processes_stop_together_at_ctrl_c(tmp_path):
+@pytest.mark.parametrize(("steps", "said"), [(400, "and saved in two"), (600, "stopped in the lesson")])
+def test_two_processes_stop_together_at_ctrl_c(tmp_path, steps, said):
     """Started as torchrun does it. The signal reaches the second alone, and the first, which saves, hears of it."""
     (tmp_path / "minnow.toml").write_text(SMALL, encoding="utf-8")
-    train = ["-m", "guppylm", "train", "--persona", "minnow.toml", "-n", "200", "--steps", "400", "--batch-size", "4"]
+    train = ["-m", "guppylm", "train", "--persona", "minnow.toml", "-n", "200", "--steps", str(steps),
+             "--batch-size", "4"]  # fmt: skip
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -267,10 +270,10 @@ def test_two_processes_stop_together_at_ctrl_c(tmp_path):
         assert first.poll() is None
     time.sleep(1)
     second.send_signal(signal.SIGINT)
-    assert "and saved in two" in first.communicate(timeout=60)[0] and first.returncode == 130
+    assert said in first.communicate(timeout=60)[0] and first.returncode == 130
     second.communicate(timeout=60)
     assert second.returncode == 130
-    assert checkpoint.read_tensors(tmp_path / "two" / "state.pt")["step"] > 0
+    assert (checkpoint.read_tensors(tmp_path / "two" / "state.pt")["step"] > 0) == (steps == 400)
 
 
 def test_minutes_become_steps():
@@ -296,9 +299,10 @@ def test_a_profile_counts_the_work(small_corpus, monkeypatch):
     assert measure.flops(state, rows) == 6 * (2 * block * tokens + head * replies)
     monkeypatch.setattr(measure, "peak", lambda device, precision: 1e12)
     monkeypatch.setattr(measure, "seconds", lambda *args: (390.0, 0.0))  # of a step, and of an evaluation
-    report = measure.profile(state, small_corpus, CONFIG)
-    assert "tokens/s" in report and "the whole run: 12 steps" in report and "78.0 min here" in report
-    assert "T4 at the same share of its 65 Tflop/s: 1.2 min" in report and "aten::" in report
+    report = measure.profile(state, small_corpus, replace(CONFIG, copy_steps=4))
+    assert "tokens/s" in report and "4 steps of the lesson and 12 on conversations" in report
+    assert "91.0 min here" in report  # a step of the lesson counts half
+    assert "T4 at the same share of its 65 Tflop/s: 1.4 min" in report and "aten::" in report
 
 
 def test_memorisation_is_called_by_its_name():
