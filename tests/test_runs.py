@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import SMALL
 
-from guppylm import checkpoint, corpus, measure, runs, tokenizer, train
+from guppylm import checkpoint, corpus, measure, parallel, runs, tokenizer, train
 from guppylm.checkpoint import CheckpointError
 from guppylm.model import GuppyLM, ModelConfig
 from guppylm.train import TrainConfig
@@ -274,6 +274,14 @@ def test_two_processes_stop_together_at_ctrl_c(tmp_path, steps, said):
     second.communicate(timeout=60)
     assert second.returncode == 130
     assert (checkpoint.read_tensors(tmp_path / "two" / "state.pt")["step"] > 0) == (steps == 400)
+
+
+def test_more_processes_than_gpus_are_a_mistake(monkeypatch):
+    for name, value in {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match="--nproc-per-node 2: this machine has GPUs for 1"):
+        parallel.join(torch.device("cuda"))
 
 
 def test_minutes_become_steps():
