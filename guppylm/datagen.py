@@ -107,7 +107,7 @@ def about(persona: Persona) -> dict:
 
 
 ONSETS = ("b", "br", "d", "dr", "f", "g", "gr", "h", "j", "k", "l", "m", "n", "p", "pl", "r", "s", "st", "t", "v", "z")
-ENDS = ("", "", "l", "m", "n", "r", "s", "x")
+ENDS = ("", "", "l", "m", "n", "r", "s")
 
 KEYS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")  # a slip of the finger hits a neighbour on its row
 
