@@ -30,7 +30,6 @@ class TrainConfig:
     """How to train. The defaults made the shipped fish."""
 
     steps: int = 2500  # optimizer steps, 320,000 conversations
-    copy_steps: int = 250  # before them, those of copying.lesson
     batch_size: int = 128  # rows of a step: enough that Muon's own matrix products are not most of it
     micro_batch: int = 32  # rows computed at once; the gradients of several add up to the batch's (accumulation)
     learning_rate: float = 4e-3  # at its highest, after the warm-up
