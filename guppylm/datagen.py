@@ -9,11 +9,14 @@ import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from guppylm.grammar import Slot, Text, Word, Words, expand, fillings, fold, pick, ways
-from guppylm.persona import Exchange, Persona, PersonaError, load_persona
+from guppylm.persona import Exchange, Persona, PersonaError, Topic, load_persona
 
 __all__ = ["PersonaError", "load_persona"]  # so that a notebook needs one import
+
+Decks = dict[str, Iterator[tuple[Exchange, int]]]  # by topic, the user lines that are still to come
 
 
 @dataclass(frozen=True)
@@ -31,11 +34,11 @@ class Conversation:
         return {"input": self.message, "output": self.reply, "category": self.topic}
 
 
-def converse(persona: Persona, rng: random.Random) -> Conversation:
-    """Sample one conversation: a topic, one of its user lines with the words in it, noise, and a reply."""
+def converse(persona: Persona, rng: random.Random, decks: Decks) -> Conversation:
+    """Sample one conversation: a topic, its next user line with words drawn for it, noise, and a reply."""
     names = list(persona.topics)
     topic = rng.choices(names, [persona.topics[name].weight for name in names])[0]
-    exchange, line = pick(rng, [(e, i) for e in persona.topics[topic].exchanges for i in range(len(e.user))])
+    exchange, line = next(decks[topic])
     shared: Words = {}
     text = exchange.user[line]
     given = made_up(text, exchange, persona, rng)
@@ -74,11 +77,28 @@ def say(exchange: Exchange, shared: Words, rng: random.Random) -> tuple[str, lis
     return " ".join(text for text in said if text), chosen
 
 
-def conversations(persona: Persona, n: int, seed: int = 0) -> Iterator[Conversation]:
-    """n conversations, one after the other: the same on every machine, and the first of them for any larger n."""
+def deal(topic: Topic, rng: random.Random) -> Iterator[tuple[Exchange, int]]:
+    """User lines of a topic without end, like cards of a deck: all of them, shuffled, before any comes again.
+
+    Of 500 lines thrown like dice 10 times each, one comes up 20 times and another twice: too seldom to be learned.
+    """
+    lines = [(exchange, line) for exchange in topic.exchanges for line in range(len(exchange.user))]
+    while True:
+        rng.shuffle(lines)
+        yield from lines
+
+
+def endless(persona: Persona, seed: int | str) -> Iterator[Conversation]:
+    """Conversations, one after the other, without end: the same on every machine."""
     rng = random.Random(seed)
-    for _ in range(n):
-        yield converse(persona, rng)
+    decks = {name: deal(topic, rng) for name, topic in persona.topics.items()}
+    while True:
+        yield converse(persona, rng, decks)
+
+
+def conversations(persona: Persona, n: int, seed: int = 0) -> Iterator[Conversation]:
+    """The first n conversations of this seed."""
+    return islice(endless(persona, seed), n)
 
 
 def generate(persona: Persona, n: int = 60_000, seed: int = 0) -> list[dict[str, str]]:

@@ -335,8 +335,8 @@ def describe(card: dict) -> str:
     lines.append(f"style: {s['lowercase']:.1%} lowercase, {s['distinct']:.1%} different, {s['empty']:.1%} empty, "
                  f"{s['cut_off']:.1%} cut off, {s['median_words']} words (at most {s['most_words']})")  # fmt: skip
     if "novelty" in card:
-        lines.append(f"composed: {card['novelty']['composed']:.1%} of the replies the templates can say and no "
-                     f"training row holds; {card['novelty']['verbatim']:.1%} one does, word for word")  # fmt: skip
+        lines.append(f"composed: {card['novelty']['composed']:.1%} of the replies are in no training row, though the "
+                     f"templates can say them; {card['novelty']['verbatim']:.1%} are, word for word")  # fmt: skip
         for example in card["novelty"]["examples"]:
             lines.append(f"  {example['reply']!r}, nearest in training: {example['nearest']!r}")
     return "\n".join(lines)

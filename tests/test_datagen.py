@@ -102,7 +102,17 @@ def test_generation_is_a_pure_function(small):
 def test_generation_is_the_same_on_every_machine(small):
     """The digest was taken once; another Python or platform that draws otherwise fails here."""
     text = json.dumps(datagen.generate(small, 200, seed=0))
-    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "0bdd23c01cfec519"
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "3d111ce4dece5c35"
+
+
+def test_every_line_of_a_topic_comes_up_before_any_comes_again(guppy):
+    made = list(datagen.conversations(guppy, 20_000))
+    for name, topic in guppy.topics.items():
+        times = Counter((c.exchange.place, c.entries[0]) for c in made if c.topic == name)
+        lines = sum(len(exchange.user) for exchange in topic.exchanges)
+        met = sum(times.values())
+        assert len(times) == min(met, lines)
+        assert set(times.values()) <= {met // lines, met // lines + 1}
 
 
 def test_a_persona_suggests_messages_of_several_topics(small, guppy):
