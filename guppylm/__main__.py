@@ -12,7 +12,6 @@ import shlex
 import sys
 import time
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 
@@ -83,8 +82,7 @@ def train(args: argparse.Namespace) -> None:
     elif not args.profile and ((out / "state.pt").exists() or (out / "model.pt").exists()):
         raise ValueError(f"{out}: there is a model already: add --resume to go on, or choose another --out")
     else:
-        config = training.TrainConfig(**chosen)
-        config = replace(config, warmup_steps=min(config.warmup_steps, config.steps // 10))
+        config = runs.suited(training.TrainConfig(**chosen))
     tok = Tokenizer.load(args.tokenizer) if args.tokenizer else None
     rows = (
         corpus.prepare(source, args.rows, args.eval_rows, config.seed, tok) if source else corpus.read(args.data, tok)
@@ -113,10 +111,13 @@ def train(args: argparse.Namespace) -> None:
     command = shlex.join([*together, "guppylm", *sys.argv[1:]])
     drawn = {"rows": len(rows.train)} if args.data else {"rows": args.rows, "eval_rows": args.eval_rows}
     record = {"persona": persona, "training": {"command": command, **drawn}}
+    if parallel.rank() == 0:
+        introduce(state, rows, config)
+        runs.save_state(out, state, rows, config)  # at once: a folder that can't be written to shows before all work
+    learn_to_copy(state, rows, config)
     events = training.train(state, rows, config)
     if parallel.rank() == 0:
         bot = chat.Bot(state.model, rows.tok, persona["name"])
-        introduce(state, rows, config)
         show(events, state, rows, config, bot, out, record)
     else:
         with runs.interrupts() as interrupted:
@@ -143,11 +144,33 @@ def introduce(state, rows, config) -> None:
           f"{vocabulary:,} tokens", flush=True)  # fmt: skip
 
 
+def learn_to_copy(state, rows, config) -> None:
+    """The lesson before the first conversation. A run that is stopped in it begins it anew."""
+    from tqdm import tqdm
+
+    from guppylm import copying, parallel, runs
+    from guppylm.train import unsure
+
+    state.clock.lap("printing and saving")
+    hidden = parallel.rank() > 0 or not sys.stderr.isatty()
+    losses = tqdm(copying.lesson(state, rows.tok, config), total=config.copy_steps, disable=hidden, leave=False)
+    with runs.interrupts() as interrupted:
+        for step, loss in enumerate(losses, start=1):
+            stop = stop_together(interrupted, state)
+            if parallel.rank() == 0 and (stop or step % 50 == 0):
+                done = f"copying random tokens, step {step}/{config.copy_steps}"
+                print(f"{done}: loss {loss:.3f}, {unsure(loss)}", flush=True)
+            if stop:
+                if parallel.rank() == 0:
+                    print("stopped in the lesson: the same command with --resume begins it anew")
+                parallel.leave()
+                sys.exit(130)
+
+
 def show(events, state, rows, config, bot, out: Path, record: dict) -> None:
     """Print what happens while training, save it after each evaluation and every minute, and at Ctrl-C."""
     from guppylm import parallel, runs
 
-    runs.save_state(out, state, rows, config)  # at once: a folder that can't be written to shows before the training
     saved = time.monotonic()
     with runs.interrupts() as interrupted:
         for progress in show_progress(events, state.step, config.steps):

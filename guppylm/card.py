@@ -9,7 +9,7 @@ from statistics import median
 from guppylm.corpus import Corpus
 from guppylm.datagen import Conversation, conversations, takes_over
 from guppylm.grammar import Pools, Slot, Text, pools_of, ways
-from guppylm.persona import Exchange, Persona, Topic
+from guppylm.persona import Persona, Topic
 
 FEW_MESSAGES = 20  # different messages of a topic below which a model learns them by heart instead of their meaning
 SHARED_OPENING = 0.2  # of all replies; that many may begin alike before it sounds like a machine
@@ -165,27 +165,28 @@ def _bare(message: str) -> str:
 
 
 def _sayable_tests(persona: Persona) -> list[str]:
-    lines = [
-        (e, i, line) for topic in persona.topics.values() for e in topic.exchanges for i, line in enumerate(e.user)
-    ]
+    """Test phrasings that some user line can say, but for capitals and the mark at their end."""
+    lines = defaultdict(list)  # by what they begin with, a text or a pool: most can't begin the test
+    for topic in persona.topics.values():
+        for exchange in topic.exchanges:
+            for i, line in enumerate(exchange.user):
+                first = line[0] if isinstance(line[0], str) else (line[0], id(exchange.pools))
+                lines[first].append((exchange, f"{exchange.place}.user[{i}]", line))
     found = []
     for name, topic in persona.topics.items():
         for test in topic.test:
             bare = test.lower().strip().rstrip(".?!")
-            begins: dict[tuple, bool] = {}  # whether a piece can begin the test: few pieces begin most lines
-            for exchange, i, line in lines:
-                key = (line[0], id(exchange.pools))
-                if key not in begins:
-                    begins[key] = any(_ends(line[:1], exchange.pools, said) for said in (test, bare + "?", bare + "."))
-                if begins[key] and _says(exchange, line, test, bare):
-                    place = f"{exchange.place}.user[{i}]"
-                    found.append(f"topics.{name}.test: {test!r} is no test, {place} can say it: change one of them")
+            wanted = {test, bare, f"{bare}?", f"{bare}."}
+            beginnings = {text[:n] for text in wanted for n in range(len(text) + 1)}
+            for first, begun in lines.items():
+                if isinstance(first, str):
+                    possible = first in beginnings
+                else:
+                    possible = any(_ends(first[:1], begun[0][0].pools, text) for text in wanted)
+                for exchange, place, line in begun if possible else []:
+                    if any(len(text) in _ends(line, exchange.pools, text) for text in wanted):
+                        found.append(f"topics.{name}.test: {test!r} is no test, {place} can say it: change one of them")
     return found
-
-
-def _says(exchange: Exchange, line: Text, test: str, bare: str) -> bool:
-    """Whether a user line can say the test, but for capitals and the mark at its end."""
-    return any(len(said) in _ends(line, exchange.pools, said) for said in (test, bare, f"{bare}?", f"{bare}."))
 
 
 def _ends(text: Text, pools: Pools, said: str) -> set[int]:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -106,11 +105,8 @@ def draw_again(
     persona: datagen.Persona, seed: int, number: int, kept_apart: set[tuple[str, str]]
 ) -> Iterator[datagen.Conversation]:
     """The conversations of a later pass, without end: new ones, and none of those that are kept apart to measure on."""
-    rng = random.Random(f"{seed}/{number}")
-    while True:
-        c = datagen.converse(persona, rng)
-        if (c.message, c.reply) not in kept_apart:
-            yield c
+    made = datagen.endless(persona, f"{seed}/{number}")
+    return (c for c in made if (c.message, c.reply) not in kept_apart)
 
 
 def training_replies(persona: datagen.Persona, training: dict) -> set[str]:

@@ -8,12 +8,15 @@ every reply, and with it the lowest loss that any model can reach.
 import math
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 
-from guppylm.grammar import Slot, Words, expand, fillings, pick, pools_of, ways
-from guppylm.persona import Exchange, Persona, PersonaError, load_persona
+from guppylm.grammar import Slot, Text, Word, Words, expand, fillings, fold, pick, ways
+from guppylm.persona import Exchange, Persona, PersonaError, Topic, load_persona
 
 __all__ = ["PersonaError", "load_persona"]  # so that a notebook needs one import
+
+Decks = dict[str, Iterator[tuple[Exchange, int]]]  # by topic, the user lines that are still to come
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Conversation:
 
     topic: str
     exchange: Exchange
-    shared: Words = field(repr=False)  # the words that the reply takes over from the message
+    shared: Words = field(repr=False)  # the words of the message, by pool, of which the reply may take some over
     message: str
     reply: str
     entries: tuple[str, ...]  # of the exchange that were used, such as ("user[3]", "reply[0][2]", "reply[1][0]")
@@ -31,16 +34,39 @@ class Conversation:
         return {"input": self.message, "output": self.reply, "category": self.topic}
 
 
-def converse(persona: Persona, rng: random.Random) -> Conversation:
-    """Sample one conversation: a topic, one of its user lines with the words in it, noise, and a reply."""
+def converse(persona: Persona, rng: random.Random, decks: Decks) -> Conversation:
+    """Sample one conversation: a topic, its next user line with words drawn for it, noise, and a reply."""
     names = list(persona.topics)
     topic = rng.choices(names, [persona.topics[name].weight for name in names])[0]
-    exchange, line = pick(rng, [(e, i) for e in persona.topics[topic].exchanges for i in range(len(e.user))])
+    exchange, line = next(decks[topic])
     shared: Words = {}
-    message = expand(exchange.user[line], exchange.pools, rng, shared, {})
+    text = exchange.user[line]
+    given = made_up(text, exchange, persona, rng)
+    message = expand(text, exchange.pools, rng, shared, given)
     reply, chosen = say(exchange, shared, rng)
     entries = (f"user[{line}]", *(f"reply[{part}][{i}]" for part, i in enumerate(chosen)))
+    if given:  # with a slip in it, nobody could know the word
+        persona = replace(persona, noise=persona.noise | {"typo": 0.0})
     return Conversation(topic, exchange, shared, add_noise(message, persona, rng), reply, entries)
+
+
+def made_up(line: Text, exchange: Exchange, persona: Persona, rng: random.Random) -> Words:
+    """Now and then (`made_up` in [noise]) a word that nobody has met, in the place of one that the reply takes over.
+
+    Known words a model can learn one by one, each with the replies that have it. This one it can only read. It stands
+    in lines that name the pool themselves, for of "do you like plovumba?" nobody could know the topic.
+    """
+    pools = [slot.pool for slot in line if isinstance(slot, Slot) and slot.pool in exchange.repeats]
+    probability = persona.noise.get("made_up", 0)
+    if not pools or not probability or rng.random() >= probability:  # no random() where it is 0: other rows stay
+        return {}
+    pool = pick(rng, pools)
+    return {pool: Word((invent(rng),), pick(rng, exchange.pools[pool]).fields)}
+
+
+def invent(rng: random.Random) -> str:
+    """A word of three syllables that can be said and that hardly ever means anything, such as "plovumba"."""
+    return "".join(pick(rng, ONSETS) + pick(rng, "aeiou") + pick(rng, ENDS) for _ in range(3))
 
 
 def say(exchange: Exchange, shared: Words, rng: random.Random) -> tuple[str, list[int]]:
@@ -51,11 +77,28 @@ def say(exchange: Exchange, shared: Words, rng: random.Random) -> tuple[str, lis
     return " ".join(text for text in said if text), chosen
 
 
-def conversations(persona: Persona, n: int, seed: int = 0) -> Iterator[Conversation]:
-    """n conversations, one after the other: the same on every machine, and the first of them for any larger n."""
+def deal(topic: Topic, rng: random.Random) -> Iterator[tuple[Exchange, int]]:
+    """User lines of a topic without end, like cards of a deck: all of them, shuffled, before any comes again.
+
+    Of 500 lines thrown like dice 10 times each, one comes up 20 times and another twice: too seldom to be learned.
+    """
+    lines = [(exchange, line) for exchange in topic.exchanges for line in range(len(exchange.user))]
+    while True:
+        rng.shuffle(lines)
+        yield from lines
+
+
+def endless(persona: Persona, seed: int | str) -> Iterator[Conversation]:
+    """Conversations, one after the other, without end: the same on every machine."""
     rng = random.Random(seed)
-    for _ in range(n):
-        yield converse(persona, rng)
+    decks = {name: deal(topic, rng) for name, topic in persona.topics.items()}
+    while True:
+        yield converse(persona, rng, decks)
+
+
+def conversations(persona: Persona, n: int, seed: int = 0) -> Iterator[Conversation]:
+    """The first n conversations of this seed."""
+    return islice(endless(persona, seed), n)
 
 
 def generate(persona: Persona, n: int = 60_000, seed: int = 0) -> list[dict[str, str]]:
@@ -82,6 +125,9 @@ def about(persona: Persona) -> dict:
     own = {name: getattr(persona, name) for name in ("name", "summary", "greeting", "color")}
     return {**own, "suggestions": lines}
 
+
+ONSETS = ("b", "br", "d", "dr", "f", "g", "gr", "h", "j", "k", "l", "m", "n", "p", "pl", "r", "s", "st", "t", "v", "z")
+ENDS = ("", "", "l", "m", "n", "r", "s")
 
 KEYS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")  # a slip of the finger hits a neighbour on its row
 
@@ -168,16 +214,23 @@ def reply_log_prob(exchange: Exchange, shared: Words, reply: str) -> float:
 
 
 def takes_over(exchange: Exchange, shared: Words, reply: str) -> bool:
-    """Whether the exchange can say this with any word of some pool, and the message has decided which it should be."""
+    """Whether this reply has a word of which the message has decided which it should be, be it the right one or not."""
     free, given = (reply_log_prob(exchange, words, reply) for words in ({}, shared))
-    return free > -math.inf and not math.isclose(free, given)
+    return not math.isclose(free, given)
+
+
+def is_made_up(conversation: Conversation) -> bool:
+    """Whether the reply holds a word of the message that no pool does."""
+    return reply_log_prob(conversation.exchange, {}, conversation.reply) == -math.inf
 
 
 def log_prob(persona: Persona, topic: str, message: str, reply: str) -> float:
     """ln P(reply | topic, message), exact, natural log; -inf if the topic's templates can't say it.
 
     Each exchange of the topic counts with its share of the user lines. A word that the message names is taken to be
-    shared, where the exchange shares it; where none is named, as in a phrasing we never wrote, it is drawn afresh.
+    shared, where a text of the reply uses its pool; where none is named, as in a phrasing we never wrote, or where only
+    a word of another pool uses it, it is drawn afresh. A made-up word the templates can't say. For a conversation of
+    our own, `reply_log_prob` with the words of its message is exact in all this.
     """
     exchanges = persona.topics[topic].exchanges
     lines = sum(len(exchange.user) for exchange in exchanges)
@@ -190,17 +243,10 @@ def log_prob(persona: Persona, topic: str, message: str, reply: str) -> float:
 
 def shared_words(exchange: Exchange, message: str) -> Words:
     """The words of a message that replies of this exchange may take over: of each pool, the longest one it names."""
-    said = _fold(message)
-    by_user = set.union(*(pools_of(line, exchange.pools) for line in exchange.user))
-    by_guppy = {slot.pool for part in exchange.reply for text in part for slot in text if isinstance(slot, Slot)}
+    said = fold(message)
     shared: Words = {}
-    for pool in by_user & by_guppy:
-        named = [word for word in fillings(exchange.pools[pool], exchange.pools) if _fold(word.text[0]) in said]
+    for pool in exchange.taken_over:
+        named = [word for word in fillings(exchange.pools[pool], exchange.pools) if fold(word.text[0]) in said]
         if named:
             shared[pool] = max(named, key=lambda word: len(word.text[0]))
     return shared
-
-
-def _fold(text: str) -> str:
-    """Letters and digits alone, in lower case, between spaces: what capitals and punctuation can't change."""
-    return f" {' '.join(''.join(c for c in word if c.isalnum()) for word in text.lower().split())} "

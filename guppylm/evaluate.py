@@ -7,6 +7,8 @@ import json
 import math
 import random
 from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -16,8 +18,8 @@ import torch
 from guppylm import corpus, datagen
 from guppylm.chat import Bot, probabilities
 from guppylm.device import mixed_precision, pick_precision
-from guppylm.grammar import Words, expand, pick
-from guppylm.persona import Persona, Topic
+from guppylm.grammar import Slot, Word, Words, expand, fold, pick
+from guppylm.persona import Exchange, Persona, Topic
 from guppylm.tokenizer import IM_END
 from guppylm.train import TrainConfig, micro_batches, token_losses, unsure
 
@@ -83,9 +85,38 @@ def answer(
     return answers
 
 
-def can_say(topic: Topic, reply: str) -> bool:
-    """Whether any exchange of the topic can say this, whatever words a message may have given it."""
-    return any(datagen.reply_log_prob(exchange, {}, reply) > -math.inf for exchange in topic.exchanges)
+def can_say(topic: Topic, reply: str, message: str = "") -> bool:
+    """Whether any exchange of the topic can say this, whatever words the message may have given it.
+
+    Where it takes a word over, that may be one of the message that the pool lacks.
+    """
+    return any(
+        datagen.reply_log_prob(exchange, words, reply) > -math.inf
+        for exchange in topic.exchanges
+        if begins(exchange, reply)
+        for words in ({}, *taken_words(exchange, reply, message))
+    )
+
+
+def begins(exchange: Exchange, reply: str) -> bool:
+    """Whether a reply of the exchange may begin like this one. It rules out most of them, at little cost."""
+    first = (text[0] if text else "" for text in exchange.reply[0])
+    return any(isinstance(piece, Slot) or reply.startswith(piece) for piece in first)
+
+
+def taken_words(exchange: Exchange, reply: str, message: str) -> Iterator[Words]:
+    """Each way to take up to four words that message and reply have in common as the word of a pool.
+
+    Words that stand in the exchange's own lines ("do you") don't name anything.
+    """
+    words, asked = reply.split(), fold(message)
+    texts = {" ".join(words[i : i + n]).strip(".,!?;:") for i in range(len(words)) for n in (1, 2, 3, 4)}
+    for text in sorted(texts):
+        named = fold(text).strip()
+        if named and f" {named} " in asked and not exchange.line_words.issuperset(named.split()):
+            for pool in sorted(exchange.taken_over):
+                for fields in sorted({word.fields for word in exchange.pools[pool]}):
+                    yield {pool: Word((text,), fields)}
 
 
 def read_prompts(file: Path) -> list[dict]:
@@ -129,10 +160,10 @@ def score(persona: Persona, prompts: list[dict], answers: list[Answer]) -> dict:
     for prompt, (reply, _) in zip(prompts, answers, strict=True):
         topic = prompt["topics"][0]
         asked[topic] += 1
-        if any(can_say(persona.topics[name], reply) for name in prompt["topics"]):
+        if any(can_say(persona.topics[name], reply, prompt["prompt"]) for name in prompt["topics"]):
             right[topic] += 1
         else:
-            said_by = [name for name, other in persona.topics.items() if can_say(other, reply)]
+            said_by = [name for name, other in persona.topics.items() if can_say(other, reply, prompt["prompt"])]
             misses.append({"prompt": prompt["prompt"], "topic": topic, "reply": reply, "said_by": said_by})
     n, unsayable = asked.total(), sum(not miss["said_by"] for miss in misses)
     shares = {topic: right[topic] / asked[topic] for topic in asked}
@@ -177,28 +208,43 @@ def losses(bot: Bot, persona: Persona) -> dict[str, dict]:
     return result
 
 
-def naming(bot: Bot, persona: Persona, temperature: float, top_k: int, precision: torch.dtype = torch.float32) -> dict:
-    """Asked about the castle, does it speak of the castle, or of another thing of that kind?
+def naming(
+    bot: Bot, persona: Persona, temperature: float, top_k: int, precision: torch.dtype = torch.float32
+) -> dict[str, dict]:
+    """Asked about the castle, does it speak of the castle, of another thing of that kind, or of none?
 
-    Returns {"replies": those with such a word, in answer to fresh messages that want one, "right": share of them with
-    the word of the message}; {} where none of them has such a word.
+    Asks messages without slips of the finger whose reply takes a word over. {"known words": {"asked": how many,
+    "right": share with the word of the message, "another": share with another of its pool}, "made-up words": the same
+    of words that nobody has met, but for those that are read as a slip of a known one}; without a kind that this
+    persona's messages don't ask for.
     """
-    made = datagen.conversations(persona, 30 * NAMING, FRESH_SEED)  # a persona may have few that take a word over
-    asked = list(islice((c for c in made if datagen.takes_over(c.exchange, c.shared, c.reply)), NAMING))
-    said = answer(bot, [c.message for c in asked], temperature, top_k, 0, precision)
-    named = [(c, a.text) for c, a in zip(asked, said, strict=True) if datagen.takes_over(c.exchange, c.shared, a.text)]
-    right = sum(datagen.reply_log_prob(c.exchange, c.shared, text) > -math.inf for c, text in named)
-    return {"replies": len(named), "right": right / len(named)} if named else {}
+    result = {}
+    for kind, noise in (("known words", {}), ("made-up words", {"made_up": 1.0})):
+        made = datagen.conversations(replace(persona, noise=noise), 30 * NAMING, FRESH_SEED)
+        naming = (c for c in made if c.exchange.repeats & c.shared.keys())
+        taking = (c for c in naming if datagen.takes_over(c.exchange, c.shared, c.reply))
+        fitting = (c for c in taking if datagen.is_made_up(c) == bool(noise))
+        asked = list(islice((c for c in fitting if bot.tok.mend(c.message) == c.message.lower()), NAMING))
+        replies = answer(bot, [c.message for c in asked], temperature, top_k, 0, precision)
+        right = another = 0
+        for c, (reply, _) in zip(asked, replies, strict=True):
+            if datagen.takes_over(c.exchange, c.shared, reply):
+                says_it = datagen.reply_log_prob(c.exchange, c.shared, reply) > -math.inf
+                right, another = right + says_it, another + (not says_it)
+        if asked:
+            result[kind] = {"asked": len(asked), "right": right / len(asked), "another": another / len(asked)}
+    return result
 
 
-def novelty(persona: Persona, training: dict, replies: list[str]) -> dict:
+def novelty(persona: Persona, training: dict, messages: list[str], replies: list[str]) -> dict:
     """Were the replies composed, or recited? `training` is what config.json says of the run.
 
     Returns {"composed": share that some topic can say and that no training row holds, "verbatim": share that a
     training row holds, "examples": [{"reply", "nearest"}] of composed ones with the most similar training reply}.
     """
     known = corpus.training_replies(persona, training)
-    composed = [r for r in replies if r not in known and any(can_say(topic, r) for topic in persona.topics.values())]
+    new = [(message, reply) for message, reply in zip(messages, replies, strict=True) if reply not in known]
+    composed = [r for m, r in new if any(can_say(topic, r, m) for topic in persona.topics.values())]
     examples = [{"reply": r, "nearest": nearest(r, known)} for r in composed[:3]]
     verbatim = sum(r in known for r in replies) / len(replies)
     return {"composed": len(composed) / len(replies), "verbatim": verbatim, "examples": examples}
@@ -234,7 +280,8 @@ def robustness(
         other = [i for i, prompt in enumerate(prompts) if bot.prompt(typed[i]) != bot.prompt(prompt["prompt"])]
         for i, new in zip(other, answer(bot, [typed[i] for i in other], temperature, top_k, 0, precision), strict=True):
             again[i] = new
-        shares[kind] = score(persona, prompts, again)["on_topic"]
+        read = [{**prompt, "prompt": text} for prompt, text in zip(prompts, typed, strict=True)]
+        shares[kind] = score(persona, read, again)["on_topic"]
     return shares
 
 
@@ -258,9 +305,10 @@ def evaluate(
     card["robustness"] = robustness(bot, persona, sets[measured], first, temperature, top_k, precision)
     card["naming"] = naming(bot, persona, temperature, top_k, precision)
     fresh = answers["fresh template messages"]
+    asked = [p["prompt"] for p in sets["fresh template messages"]] * DRAWS
     card["style"] = style(fresh)
     if "eval_rows" in training:
-        card["novelty"] = novelty(persona, training, [a.text for a in fresh])
+        card["novelty"] = novelty(persona, training, asked, [a.text for a in fresh])
     return card
 
 
@@ -280,9 +328,9 @@ def describe(card: dict) -> str:
                 lines.append(f"  {topic} {share:.0%}: {miss['prompt']!r} was read as {read_as}: {miss['reply']!r}")
     lines.append("the same prompts typed in other ways, on topic:")
     lines.append("  " + ", ".join(f"{kind} {share:.1%}" for kind, share in card["robustness"].items()))
-    if card["naming"]:
-        what = "replies that name something of the kind that the message names"
-        lines.append(f"{card['naming']['replies']} {what}: {card['naming']['right']:.1%} name the same")
+    for kind, row in card["naming"].items():
+        shares = f"{row['right']:.1%} of the replies name the same, {row['another']:.1%} another"
+        lines.append(f"{row['asked']} messages that name one of the {kind}: {shares}")
     s = card["style"]
     lines.append(f"style: {s['lowercase']:.1%} lowercase, {s['distinct']:.1%} different, {s['empty']:.1%} empty, "
                  f"{s['cut_off']:.1%} cut off, {s['median_words']} words (at most {s['most_words']})")  # fmt: skip

@@ -98,6 +98,11 @@ def fillings(pool: tuple[Word, ...], pools: Pools) -> Iterator[Word]:
             yield Word(("".join(pieces),), word.fields)
 
 
+def fold(text: str) -> str:
+    """Letters and digits alone, in lower case, between spaces: what capitals and punctuation can't change."""
+    return f" {' '.join(''.join(c for c in word if c.isalnum()) for word in text.lower().split())} "
+
+
 def ways(text: Text, pools: Pools, target: str, state: State, shared: Words) -> dict[State, float]:
     """Every state in which `text`, expanded from `state` on, has matched more of `target`, with its probability.
 

@@ -61,8 +61,9 @@ def profile(state: State, corpus: Corpus, config: TrainConfig) -> str:
     share_of_rows = config.batch_size / len(rows)
     tokens, work = sum(len(row.ids) for row in rows) * share_of_rows, flops(state, rows) * share_of_rows
     most = peak(state.device, state.precision)
-    whole = config.steps * per_step + config.steps / config.eval_every * per_evaluation
-    on_t4 = config.steps * per_step * most / T4
+    steps = config.steps + config.copy_steps / 2  # one of the lesson reads about half as many tokens
+    whole = steps * per_step + config.steps / config.eval_every * per_evaluation
+    on_t4 = steps * per_step * most / T4
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (state.device.type == "cuda")
     with torch.profiler.profile(activities=activities) as profiler:
         training.backward(state, corpus.train[: config.batch_size], config)
@@ -73,7 +74,8 @@ def profile(state: State, corpus: Corpus, config: TrainConfig) -> str:
             f"{state.device} in {str(state.precision)[6:]}: {per_step:.3f} s a step, {tokens / per_step:,.0f} tokens/s",
             f"{work / per_step / 1e12:.2f} Tflop/s of {most / 1e12:.2f} that one large matrix product reaches here: "
             f"{work / per_step / most:.0%}",
-            f"the whole run: {config.steps:,} steps, {work * config.steps / 1e15:.2f} Pflop, {whole / 60:.1f} min here",
+            f"the whole run: {config.copy_steps:,} steps of the lesson and {config.steps:,} on conversations, "
+            f"{work * steps / 1e15:.2f} Pflop, {whole / 60:.1f} min here",
             f"a T4 at the same share of its {T4 / 1e12:.0f} Tflop/s: {on_t4 / 60:.1f} min, or longer where a GPU waits "
             "for its next operation, as it often does with a model this small",
             profiler.key_averages().table(sort_by=by, row_limit=12, max_name_column_width=40),

@@ -8,12 +8,13 @@ import difflib
 import re
 import tomllib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from guppylm.grammar import Pools, Slot, Text, Word, parse
+from guppylm.grammar import Pools, Slot, Text, Word, fold, parse, pools_of
 
 NOISE = ("lead_in", "tag", "texting", "drop_word", "no_apostrophe", "typo", "no_punctuation", "extra_punctuation",
-         "capital", "shout")  # fmt: skip
+         "capital", "shout", "made_up")  # fmt: skip
 
 
 class PersonaError(ValueError):
@@ -28,6 +29,25 @@ class Exchange:
     pools: Pools  # the words it may use: the topic's own, then the persona's
     user: tuple[Text, ...]
     reply: tuple[tuple[Text, ...], ...]  # one text of each part is said; an empty text leaves its part out
+
+    @cached_property
+    def taken_over(self) -> set[str]:
+        """The pools that user lines draw from and that a reply's own texts use: there the message decides the word."""
+        said = {slot.pool for part in self.reply for text in part for slot in text if isinstance(slot, Slot)}
+        return said & set().union(*(pools_of(line, self.pools) for line in self.user))
+
+    @cached_property
+    def repeats(self) -> set[str]:
+        """Those of them whose word the reply says, not only agrees with, and that hold no slots: any word would do."""
+        said = {s.pool for part in self.reply for text in part for s in text if isinstance(s, Slot) and not s.field}
+        return {p for p in said & self.taken_over if not any(pools_of(w.text, self.pools) for w in self.pools[p])}
+
+    @cached_property
+    def line_words(self) -> set[str]:
+        """The words of its user lines that name nothing: all but those of the pools that the reply takes over."""
+        others = set().union(*(pools_of(line, self.pools) for line in self.user)) - self.taken_over
+        texts = [*self.user, *(word.text for pool in others for word in self.pools[pool])]
+        return {word for text in texts for piece in text if isinstance(piece, str) for word in fold(piece).split()}
 
 
 @dataclass(frozen=True)
@@ -45,7 +65,7 @@ class Persona:
     greeting: str  # what it says first, where it has a face: on the page
     color: str  # of that page, such as "#e0662f"
     pools: Pools
-    noise: dict[str, float]  # probability of each kind of noise in a message
+    noise: dict[str, float]  # probability of each kind of noise in a message; of made_up, in the reply as well
     texting: dict[str, tuple[str, ...]]  # how words are written in a hurry: you -> u
     topics: dict[str, Topic]
 

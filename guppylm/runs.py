@@ -93,10 +93,21 @@ def fingerprint(corpus: Corpus) -> dict[str, str]:
 
 
 def fit(config: TrainConfig, seconds: float, per_step: float, per_evaluation: float) -> TrainConfig:
-    """The config with as many steps as fit into the seconds, evaluated ten times, a tenth of them warm-up."""
+    """The config with as many steps as fit into the seconds, evaluated ten times, after the lesson in copying.
+
+    Where that would be longer than half of them there is none. A step of it reads about half as many tokens as one on
+    conversations, and counts as half a one.
+    """
     steps = max(1, int((seconds - 10 * per_evaluation) / per_step))
-    warmup = min(config.warmup_steps, steps // 10)
-    return replace(config, steps=steps, warmup_steps=warmup, eval_every=max(1, math.ceil(steps / 10)))
+    with_lesson = suited(replace(config, steps=max(1, steps - config.copy_steps // 2)))
+    fitting = with_lesson if with_lesson.copy_steps else suited(replace(config, steps=steps, copy_steps=0))
+    return replace(fitting, eval_every=max(1, math.ceil(fitting.steps / 10)))
+
+
+def suited(config: TrainConfig) -> TrainConfig:
+    """The config for a run that may be short: at most a tenth of it warm-up, and no lesson longer than half of it."""
+    lesson = config.copy_steps if config.steps >= 2 * config.copy_steps else 0
+    return replace(config, warmup_steps=min(config.warmup_steps, config.steps // 10), copy_steps=lesson)
 
 
 @contextmanager

@@ -30,6 +30,7 @@ class TrainConfig:
     """How to train. The defaults made the shipped fish."""
 
     steps: int = 2500  # optimizer steps, 320,000 conversations
+    copy_steps: int = 250  # before them, those of copying.lesson
     batch_size: int = 128  # rows of a step: enough that Muon's own matrix products are not most of it
     micro_batch: int = 32  # rows computed at once; the gradients of several add up to the batch's (accumulation)
     learning_rate: float = 4e-3  # at its highest, after the warm-up
@@ -187,7 +188,8 @@ def token_weights(batch: Batch, e: float) -> torch.Tensor:
 def backward(state: State, rows: list[Row], config: TrainConfig) -> float:
     """Gradients of the rows' weighted mean loss, added up over micro-batches; returns unweighted nats a reply token.
 
-    Processes that train together take every n-th row each. Their gradients are averaged, so each counts n times.
+    Diverged where that is not finite. Processes that train together take every n-th row each. Their gradients are
+    averaged, so each counts n times.
     """
     tokens, e = sum(row.reply_tokens for row in rows), emphasis(state.step, config)
     weight = sum(i**-e for row in rows for i in range(1, row.reply_tokens + 1))  # of the whole step
@@ -202,7 +204,10 @@ def backward(state: State, rows: list[Row], config: TrainConfig) -> float:
             state.scaler.scale(loss * parallel.size()).backward()
         total += losses.sum().item() / tokens
         state.clock.lap("backward")
-    return parallel.total(total, state.device)
+    loss = parallel.total(total, state.device)
+    if not math.isfinite(loss):
+        raise Diverged(f"step {state.step + 1}: the loss is {loss}: {ADVICE}")
+    return loss
 
 
 def update(state: State, config: TrainConfig) -> float:
@@ -262,8 +267,6 @@ def train(state: State, corpus: Corpus, config: TrainConfig) -> Iterator[Progres
     for steps_run, rows in enumerate(batches(corpus, config, state.step), start=1):
         lr = learning_rate(state.step, config)
         loss = backward(state, rows, config)
-        if not math.isfinite(loss):
-            raise Diverged(f"step {state.step + 1}: the loss is {loss}: {ADVICE}")
         grad_norm = update(state, config)
         state.losses.append(loss)
         state.clock.lap("optimizer")

@@ -102,7 +102,17 @@ def test_generation_is_a_pure_function(small):
 def test_generation_is_the_same_on_every_machine(small):
     """The digest was taken once; another Python or platform that draws otherwise fails here."""
     text = json.dumps(datagen.generate(small, 200, seed=0))
-    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "0bdd23c01cfec519"
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "3d111ce4dece5c35"
+
+
+def test_every_line_of_a_topic_comes_up_before_any_comes_again(guppy):
+    made = list(datagen.conversations(guppy, 20_000))
+    for name, topic in guppy.topics.items():
+        times = Counter((c.exchange.place, c.entries[0]) for c in made if c.topic == name)
+        lines = sum(len(exchange.user) for exchange in topic.exchanges)
+        met = sum(times.values())
+        assert len(times) == min(met, lines)
+        assert set(times.values()) <= {met // lines, met // lines + 1}
 
 
 def test_a_persona_suggests_messages_of_several_topics(small, guppy):
@@ -136,6 +146,49 @@ def test_a_small_persona_keeps_most_of_its_pairs_for_training(small):
     distinct = len({(row["input"], row["output"]) for row in rows})
     assert len(held) == distinct // 10
     assert len({(row["input"], row["output"]) for row in train}) == distinct - len(held)
+
+
+def test_a_made_up_word_stands_in_message_and_reply(small):
+    persona = dataclasses.replace(small, noise={"made_up": 1.0})
+    known = {"flakes", "peas", "red worms"}
+    made = [c for c in datagen.conversations(persona, 300) if c.topic == "food"]
+    words = {c.shared["food"].text[0] for c in made}
+    assert len(words) > 0.9 * len(made) and not words & known
+    assert all(c.shared["food"].text[0] in c.message for c in made)
+    assert all(c.reply.split(". ")[0].removeprefix("i like ").rstrip(".") in words for c in made)
+    assert all(datagen.is_made_up(c) and datagen.takes_over(c.exchange, c.shared, c.reply) for c in made)
+    assert not any(datagen.is_made_up(c) for c in datagen.conversations(small, 300))
+
+
+def test_words_are_made_up_as_often_as_the_noise_says_and_agree(small_file):
+    """Not where the line leaves the word to another pool, nor where no reply says it, nor where it has slots inside."""
+    topic = """
+[topics.body]
+words = { body_q = ["{body_part}?"] }
+[topics.body.named]
+user = ["how about your {body_part}?"]
+reply = [["my {body_part} {body_part.be} fine."]]
+[topics.body.asked]
+user = ["{body_q}"]
+reply = [["{body_part}? yes."]]
+[topics.body.agreed]
+user = ["your {body_part}, then?"]
+reply = [["they {body_part.be} old."]]
+[topics.body.inside]
+user = ["the {place}, then?"]
+reply = [["{place}? {color} is nice."]]
+"""
+    small_file.write_text(small_file.read_text(encoding="utf-8") + topic, encoding="utf-8")
+    persona = dataclasses.replace(datagen.load_persona(str(small_file)), noise={"made_up": 0.3})
+    made = list(datagen.conversations(persona, 4000))
+    named = [c for c in made if c.exchange.place == "topics.body.named"]
+    new = [c for c in named if c.reply.split()[1] not in ("fins", "tail")]
+    assert 0.25 < len(new) / len(named) < 0.35
+    assert {c.reply.split()[2] for c in new} == {"is", "are"}
+    others = ("topics.body.asked", "topics.body.agreed", "topics.body.inside")
+    assert not any(datagen.is_made_up(c) for c in made if c.exchange.place in others)
+    known = ("fins", "tail", "cave", "castle")
+    assert all(any(word in c.message for word in known) for c in made if c.exchange.place in others)
 
 
 NOISY = {

@@ -1,5 +1,6 @@
 """Judging by the templates: on a bot whose replies are known, the card must say what is known."""
 
+import dataclasses
 import json
 import math
 import random
@@ -10,6 +11,7 @@ import torch
 from guppylm import corpus, datagen, evaluate
 from guppylm.chat import Bot
 from guppylm.evaluate import Answer
+from guppylm.grammar import parse
 
 
 @pytest.fixture
@@ -86,16 +88,73 @@ def test_the_card_has_every_set(small, scripted, tmp_path):
     assert set(card["robustness"].values()) == {1.0}
     text = evaluate.describe(card)
     assert "test phrasings (1): 100.0% on topic, 100.0% sayable" in text
-    assert f"{card['naming']['replies']} replies that name something" in text
+    assert "100 messages that name one of the known words: " in text and "one of the made-up words: 0.0% of" in text
     assert "composed" not in text  # nobody said what this bot was trained on
     assert card == json.loads(json.dumps(card))
 
 
 def test_a_reply_names_what_the_message_names(small, scripted):
     result = evaluate.naming(scripted("peas. yes."), small, 0.7, 50)
-    assert 20 < result["replies"] < evaluate.NAMING  # the gravel is answered, too, but by another exchange's reply
-    assert 0.2 < result["right"] < 0.5  # peas are one food of three
-    assert evaluate.naming(scripted("yes. yes."), small, 0.7, 50) == {}
+    known, made_up = result["known words"], result["made-up words"]
+    assert known["asked"] == made_up["asked"] == evaluate.NAMING
+    assert 0.1 < known["right"] < known["another"] < 0.7  # peas are one food of three
+    assert known["right"] + known["another"] == 1  # the gravel, whose pool holds slots, is not asked for
+    assert made_up["right"] == 0 and made_up["another"] > 0.7
+    nothing = {"asked": evaluate.NAMING, "right": 0, "another": 0}
+    assert evaluate.naming(scripted("yes. yes."), small, 0.7, 50) == dict.fromkeys(result, nothing)
+
+
+def test_a_made_up_word_is_named_right(small, tiny, tok, monkeypatch):
+    def repeat(bot, messages, *rest):
+        return [Answer(f"i like {message.split()[-1].rstrip('?')}.", True) for message in messages]
+
+    monkeypatch.setattr(evaluate, "answer", repeat)
+    food = dataclasses.replace(small.topics["food"], exchanges=(small.topics["food"].exchanges[0],))
+    text = [parse("want some {food}?")]
+    food = dataclasses.replace(food, exchanges=(dataclasses.replace(food.exchanges[0], user=tuple(text)),))
+    persona = dataclasses.replace(small, topics={"food": food})
+    result = evaluate.naming(Bot(tiny, tok, "minnow"), persona, 0.7, 50)
+    assert result["made-up words"] == {"asked": evaluate.NAMING, "right": 1.0, "another": 0.0}
+
+
+def test_a_persona_that_takes_no_word_over_is_not_asked_for_names(small, scripted):
+    home = dataclasses.replace(small.topics["home"], exchanges=small.topics["home"].exchanges[1:])
+    assert evaluate.naming(scripted("x"), dataclasses.replace(small, topics={"home": home}), 0.7, 50) == {}
+
+
+def test_a_word_of_the_message_may_stand_where_a_reply_takes_one_over(small):
+    food = small.topics["food"]
+    assert evaluate.can_say(food, "plovumba. yes.", "want some plovumba?")
+    assert evaluate.can_say(food, "i like fresh plovumba.", "want some fresh Plovumba!")
+    assert not evaluate.can_say(food, "plovumba. yes.", "want some vemkox?")
+    assert not evaluate.can_say(food, "want some. yes.", "want some peas?")  # these two name nothing
+    assert not evaluate.can_say(food, "vumba. yes.", "want some plovumba?")
+    assert not evaluate.can_say(small.topics["home"], "in the plovumba.", "where is plovumba?")  # it takes none over
+    assert evaluate.can_say(food, "mac-n-cheese. yes.", "Want some mac-n-cheese?")
+    assert evaluate.can_say(food, "farmer's bread. yes.", "want some farmer's bread?")
+
+
+def test_words_of_the_lines_and_of_their_other_pools_name_nothing(small_file):
+    text = small_file.read_text(encoding="utf-8").replace(
+        'user = ["want some {food}?",', 'user = ["don\'t you like {food}, right?", "the {place} has {food}",'
+    )
+    small_file.write_text(text, encoding="utf-8")
+    food = datagen.load_persona(str(small_file)).topics["food"]
+    assert evaluate.can_say(food, "pizza. yes.", "don't you like pizza, right?")
+    assert not evaluate.can_say(food, "right. yes.", "don't you like pizza, right?")
+    assert not evaluate.can_say(food, "don't. yes.", "don't you like pizza, right?")
+    assert not evaluate.can_say(food, "castle. yes.", "the castle has pizza")
+
+
+def test_a_slip_that_is_repeated_is_a_word_of_what_was_typed(small, tiny, tok, monkeypatch):
+    def repeat(bot, messages, *rest):
+        return [Answer(f"{message.lower().split()[-1].strip('?!')}. yes.", True) for message in messages]
+
+    monkeypatch.setattr(evaluate, "answer", repeat)
+    prompts = [{"prompt": f"want some plovumb{letter}?", "topics": ["food"]} for letter in "abcdefgh"]
+    said = repeat(None, [p["prompt"] for p in prompts])
+    shares = evaluate.robustness(Bot(tiny, tok, "minnow"), small, prompts, said, 0.7, 50)
+    assert set(shares.values()) == {1.0}
 
 
 def test_disturbed_messages_are_the_same_ones_typed_otherwise():
@@ -153,7 +212,7 @@ def test_composed_replies_are_those_that_no_training_row_holds(small):
     assert {row["output"] for row in first} < known  # later passes met others
     met = sorted(known)[0]
     new = next(c.reply for c in datagen.conversations(small, 2_000, 5) if c.reply not in known)
-    result = evaluate.novelty(small, training, [met, met, new, "blub"])
+    result = evaluate.novelty(small, training, ["hi"] * 4, [met, met, new, "blub"])
     assert (result["verbatim"], result["composed"]) == (0.5, 0.25)
     assert [example["reply"] for example in result["examples"]] == [new]
     assert evaluate.nearest("no. the gravel", {"yes.", "no. the cave", "the sky"}) == "no. the cave"
