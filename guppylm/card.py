@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 from guppylm.corpus import Corpus
-from guppylm.datagen import Conversation, conversations, takes_over
-from guppylm.grammar import Pools, Slot, Text, pools_of, ways
+from guppylm.datagen import Conversation, conversations, pair, takes_over
+from guppylm.grammar import PUNCTUATION, Pools, Slot, Text, pools_of, ways
 from guppylm.persona import Persona, Topic
 
 FEW_MESSAGES = 20  # different messages of a topic below which a model learns them by heart instead of their meaning
@@ -36,7 +36,7 @@ class DataCard:
 
 def data_card(persona: Persona, train: list[dict], held: list[dict], corpus: Corpus) -> DataCard:
     """Count what is in the rows to train on, and compute what lies in the grammar."""
-    pairs = Counter((row["input"], row["output"]) for row in train)
+    pairs = Counter(map(pair, train))
     replies = Counter(row["output"] for row in train)
     lengths = sorted(len(row.ids) for row in corpus.train)
     used = {id for row in corpus.train for id in row.ids}
@@ -49,7 +49,7 @@ def data_card(persona: Persona, train: list[dict], held: list[dict], corpus: Cor
         messages=len({message for message, _ in pairs}),
         replies=len(replies),
         pairs=len(pairs),
-        overlap=len(pairs.keys() & {(row["input"], row["output"]) for row in held}),
+        overlap=len(pairs.keys() & set(map(pair, held))),
         can_say=dict(sorted(counts.items(), key=lambda item: item[1])),
         lengths=(lengths[0], round(median(lengths)), lengths[-1]),
         vocabulary=len(used) / corpus.tok.vocab_size,
@@ -161,29 +161,31 @@ def _in_two_topics(made: list[Conversation]) -> list[str]:
 
 def _bare(message: str) -> str:
     """A message without capitals and punctuation, unless it is nothing else."""
-    return " ".join(re.sub(r"[.,!?;:]", " ", message.lower()).split()) or message
+    return " ".join(re.sub(f"[{PUNCTUATION}]", " ", message.lower()).split()) or message
 
 
 def _sayable_tests(persona: Persona) -> list[str]:
-    """Test phrasings that some user line can say, but for capitals and the mark at their end."""
-    lines = defaultdict(list)  # by what they begin with, a text or a pool: most can't begin the test
+    """Test phrasings that some user line can say, but for capitals and the mark at their end.
+
+    Thousands of lines against hundreds of tests: those that begin with the same piece are tried together by that piece.
+    """
+    groups = defaultdict(list)
     for topic in persona.topics.values():
         for exchange in topic.exchanges:
             for i, line in enumerate(exchange.user):
-                first = line[0] if isinstance(line[0], str) else (line[0], id(exchange.pools))
-                lines[first].append((exchange, f"{exchange.place}.user[{i}]", line))
+                groups[line[0], id(exchange.pools)].append((exchange, f"{exchange.place}.user[{i}]", line))
     found = []
     for name, topic in persona.topics.items():
         for test in topic.test:
             bare = test.lower().strip().rstrip(".?!")
             wanted = {test, bare, f"{bare}?", f"{bare}."}
             beginnings = {text[:n] for text in wanted for n in range(len(text) + 1)}
-            for first, begun in lines.items():
+            for (first, _), group in groups.items():
                 if isinstance(first, str):
                     possible = first in beginnings
-                else:
-                    possible = any(_ends(first[:1], begun[0][0].pools, text) for text in wanted)
-                for exchange, place, line in begun if possible else []:
+                else:  # the pools are the same for all of the group
+                    possible = any(_ends((first,), group[0][0].pools, text) for text in wanted)
+                for exchange, place, line in group if possible else []:
                     if any(len(text) in _ends(line, exchange.pools, text) for text in wanted):
                         found.append(f"topics.{name}.test: {test!r} is no test, {place} can say it: change one of them")
     return found

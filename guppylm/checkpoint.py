@@ -36,7 +36,7 @@ class CheckpointError(ValueError):
 
 
 def write_whole(file: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside `file`, then move it into place in one step. CheckpointError where it can't."""
+    """Let `write` fill a file beside `file`, then move it into place in one step. CheckpointError if it can't."""
     part = file.with_name(f".{file.name}.part")  # what a crash leaves behind, the next run overwrites
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ def read_tokenizer(folder: Path, mends: bool) -> Tokenizer:
 def load(folder: Path, device: torch.device) -> tuple[GuppyLM, Tokenizer, dict]:
     """Read model, tokenizer and record from our folder, from an exported one, or from one in the published layout.
 
-    CheckpointError where a file is missing or broken, a tensor is missing, unknown or of another shape, or the
+    CheckpointError if a file is missing or broken, a tensor is missing, unknown or of another shape, or the
     tokenizer has more entries than the model.
     """
     record = _read_config(folder / "config.json")

@@ -1,12 +1,12 @@
 """A lesson in copying, before the first conversation: to read a word in the message and say the same.
 
-Asked "can fish eat pizza?", Guppy says something of pizza. Learned word by word, that has to be learned anew for every
-word. What can go on with any word, be it one that nobody has met, are two attention heads that work hand in hand: one
-notes at each token which token came before it, the other looks for the place whose note is the token just said, and
-says what stands there. Together they are an induction head (Olsson et al. 2022, "In-context Learning and Induction
-Heads"). Either one alone gains nothing, so they form late and all at once. Conversations ask for them in few places;
-random tokens ask for nothing else, and then it takes a few hundred steps. Which word to begin with is another matter:
-that the conversations teach.
+Asked "can fish eat pizza?", Guppy says something about pizza. A model that learns this word by word must learn it again
+for each word. Two attention heads that work together can do it for any word, even one that nobody has met: one notes at
+each token which token came before it; the other looks for the place whose note is the token just said, and says what
+stands there. Together they are an induction head (Olsson et al. 2022, "In-context Learning and Induction Heads").
+Neither gains anything alone, so they form late and all at once. Conversations ask for them in few places; random tokens
+ask for nothing else, and then it takes a few hundred steps. Which word to begin with is another matter: that the
+conversations teach.
 """
 
 import random
@@ -22,7 +22,7 @@ LONGEST = 10  # tokens of a message: with longer ones the heads form much later
 
 
 def random_row(tok: Tokenizer, rng: random.Random) -> Row:
-    """A message of random tokens, and as its reply all of them from one on: but for its first, each can be known."""
+    """A message of random tokens, and a reply that repeats it from a random place on: only its start is a guess."""
     message = [pick(rng, range(len(SPECIAL), tok.vocab_size)) for _ in range(pick(rng, range(4, LONGEST + 1)))]
     reply = message[pick(rng, range(len(message) - 1)) :]
     frame = tok.encode_prompt("")
@@ -34,7 +34,7 @@ def lesson(state: State, tok: Tokenizer, config: TrainConfig) -> Iterator[float]
     """config.copy_steps steps on random rows; yields the loss of each, in nats a token of the reply.
 
     They don't count: after them, or where they are cut short, the model stands at step 0 again, about to meet its first
-    conversation. A run that is beyond step 0 has had its lesson, and gets none. Diverged where the loss is lost.
+    conversation. A run that is beyond step 0 has had its lesson, and gets none. Diverged if the loss is not finite.
     """
     if state.step:
         return

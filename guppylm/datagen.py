@@ -1,20 +1,21 @@
 """From a persona to conversations: sampling its grammar, adding the noise of real typing, keeping some rows apart.
 
 A topic holds exchanges: lines that a user may type, and the parts of the replies that answer them. Generation is a
-pure function of (persona, number, seed). Because we wrote the grammar, `log_prob` knows the exact probability of
-every reply, and with it the lowest loss that any model can reach.
+pure function of (persona, number, seed). Because we wrote the grammar, `reply_log_prob` knows the exact probability of
+every reply to a message that is fully understood, and with it a floor: no model can do better, and where a message can
+be read in two ways, none quite reaches it.
 """
 
 import math
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 
-from guppylm.grammar import Slot, Text, Word, Words, expand, fillings, fold, pick, ways
+from guppylm.grammar import PUNCTUATION, Slot, Words, expand, fillings, fold, pick, ways
 from guppylm.persona import Exchange, Persona, PersonaError, Topic, load_persona
 
-__all__ = ["PersonaError", "load_persona"]  # so that a notebook needs one import
+__all__ = ["PersonaError", "load_persona"]  # not used here: passed on, so that a notebook needs one import
 
 Decks = dict[str, Iterator[tuple[Exchange, int]]]  # by topic, the user lines that are still to come
 
@@ -40,33 +41,10 @@ def converse(persona: Persona, rng: random.Random, decks: Decks) -> Conversation
     topic = rng.choices(names, [persona.topics[name].weight for name in names])[0]
     exchange, line = next(decks[topic])
     shared: Words = {}
-    text = exchange.user[line]
-    given = made_up(text, exchange, persona, rng)
-    message = expand(text, exchange.pools, rng, shared, given)
+    message = expand(exchange.user[line], exchange.pools, rng, shared, {})
     reply, chosen = say(exchange, shared, rng)
     entries = (f"user[{line}]", *(f"reply[{part}][{i}]" for part, i in enumerate(chosen)))
-    if given:  # with a slip in it, nobody could know the word
-        persona = replace(persona, noise=persona.noise | {"typo": 0.0})
     return Conversation(topic, exchange, shared, add_noise(message, persona, rng), reply, entries)
-
-
-def made_up(line: Text, exchange: Exchange, persona: Persona, rng: random.Random) -> Words:
-    """Now and then (`made_up` in [noise]) a word that nobody has met, in the place of one that the reply takes over.
-
-    Known words a model can learn one by one, each with the replies that have it. This one it can only read. It stands
-    in lines that name the pool themselves, for of "do you like plovumba?" nobody could know the topic.
-    """
-    pools = [slot.pool for slot in line if isinstance(slot, Slot) and slot.pool in exchange.repeats]
-    probability = persona.noise.get("made_up", 0)
-    if not pools or not probability or rng.random() >= probability:  # no random() where it is 0: other rows stay
-        return {}
-    pool = pick(rng, pools)
-    return {pool: Word((invent(rng),), pick(rng, exchange.pools[pool]).fields)}
-
-
-def invent(rng: random.Random) -> str:
-    """A word of three syllables that can be said and that hardly ever means anything, such as "plovumba"."""
-    return "".join(pick(rng, ONSETS) + pick(rng, "aeiou") + pick(rng, ENDS) for _ in range(3))
 
 
 def say(exchange: Exchange, shared: Words, rng: random.Random) -> tuple[str, list[int]]:
@@ -84,7 +62,7 @@ def deal(topic: Topic, rng: random.Random) -> Iterator[tuple[Exchange, int]]:
     """
     lines = [(exchange, line) for exchange in topic.exchanges for line in range(len(exchange.user))]
     while True:
-        rng.shuffle(lines)
+        lines.sort(key=lambda line: rng.random())  # shuffle() may change with Python's version, random() does not
         yield from lines
 
 
@@ -126,9 +104,6 @@ def about(persona: Persona) -> dict:
     return {**own, "suggestions": lines}
 
 
-ONSETS = ("b", "br", "d", "dr", "f", "g", "gr", "h", "j", "k", "l", "m", "n", "p", "pl", "r", "s", "st", "t", "v", "z")
-ENDS = ("", "", "l", "m", "n", "r", "s")
-
 KEYS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")  # a slip of the finger hits a neighbour on its row
 
 
@@ -138,14 +113,23 @@ def misspell(text: str, rng: random.Random) -> str:
     if not letters:
         return text
     i = pick(rng, letters)
-    near = [row[max(0, row.index(c) - 1) : row.index(c) + 2] for row in KEYS if (c := text[i].lower()) in row]
-    slip = pick(rng, near[0]) if near else text[i]
-    return pick(rng, (text[: i - 1] + text[i] + text[i - 1] + text[i + 1 :], text[:i] + text[i + 1 :],
-                      text[:i] + text[i] + text[i:], text[:i] + slip + text[i + 1 :]))  # fmt: skip
+    slips = [
+        text[: i - 1] + text[i] + text[i - 1] + text[i + 1 :],  # two letters swapped
+        text[:i] + text[i + 1 :],  # one left out
+        text[:i] + text[i] + text[i:],  # one doubled
+    ]
+    for row in KEYS:
+        if (at := row.find(text[i].lower())) >= 0:
+            neighbours = row[max(0, at - 1) : at] + row[at + 1 : at + 2]
+            slips.append(text[:i] + pick(rng, neighbours) + text[i + 1 :])
+    return pick(rng, [slip for slip in slips if slip != text])  # two equal letters, swapped, are no slip
 
 
 def add_noise(message: str, persona: Persona, rng: random.Random) -> str:
-    """The message as real people type it. Every kind is tried in turn, each with its probability in [noise]."""
+    """The message as real people type it. Every kind is tried in turn, each with its probability in [noise].
+
+    Capitals are for other readers of the rows: our tokenizer puts every message in lower case.
+    """
 
     def happens(kind: str) -> bool:
         return rng.random() < persona.noise.get(kind, 0)
@@ -166,7 +150,7 @@ def add_noise(message: str, persona: Persona, rng: random.Random) -> str:
     if happens("typo"):
         message = misspell(message, rng)
     if happens("no_punctuation"):
-        message = "".join(c for c in message if c not in ".,!?;:")
+        message = "".join(c for c in message if c not in PUNCTUATION)
     elif happens("extra_punctuation"):
         message = message.rstrip(".!?") + pick(rng, ("!!!", "??", "?!", "...", " !!", "!", ".."))
     if happens("shout"):
@@ -183,18 +167,23 @@ def capitalise(text: str) -> str:
     return " ".join(words)
 
 
+def pair(row: dict[str, str]) -> tuple[str, str]:
+    """Message and reply of a row as a model meets them: it reads in lower case, so capitals don't make another pair."""
+    return row["input"].lower(), row["output"]
+
+
 def split(rows: list[dict[str, str]], n_eval: int) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     """Keep the last n_eval distinct pairs for evaluation, and take every copy of them out of the training rows.
 
     A small persona has few different pairs; of these at most one in ten is kept apart.
     """
-    distinct = len({(row["input"], row["output"]) for row in rows})
+    distinct = len({pair(row) for row in rows})
     held: dict[tuple[str, str], dict[str, str]] = {}
     for row in reversed(rows):
         if len(held) == min(n_eval, max(1, distinct // 10)):
             break
-        held.setdefault((row["input"], row["output"]), row)
-    return [row for row in rows if (row["input"], row["output"]) not in held], list(held.values())
+        held.setdefault(pair(row), row)
+    return [row for row in rows if pair(row) not in held], list(held.values())
 
 
 def reply_log_prob(exchange: Exchange, shared: Words, reply: str) -> float:
@@ -214,23 +203,18 @@ def reply_log_prob(exchange: Exchange, shared: Words, reply: str) -> float:
 
 
 def takes_over(exchange: Exchange, shared: Words, reply: str) -> bool:
-    """Whether this reply has a word of which the message has decided which it should be, be it the right one or not."""
+    """Whether the reply says a word that the message decides, even if it says the wrong one."""
     free, given = (reply_log_prob(exchange, words, reply) for words in ({}, shared))
     return not math.isclose(free, given)
 
 
-def is_made_up(conversation: Conversation) -> bool:
-    """Whether the reply holds a word of the message that no pool does."""
-    return reply_log_prob(conversation.exchange, {}, conversation.reply) == -math.inf
-
-
 def log_prob(persona: Persona, topic: str, message: str, reply: str) -> float:
-    """ln P(reply | topic, message), exact, natural log; -inf if the topic's templates can't say it.
+    """ln P(reply | topic, words that the message names), natural log; -inf if the topic's templates can't say it.
 
-    Each exchange of the topic counts with its share of the user lines. A word that the message names is taken to be
-    shared, where a text of the reply uses its pool; where none is named, as in a phrasing we never wrote, or where only
-    a word of another pool uses it, it is drawn afresh. A made-up word the templates can't say. For a conversation of
-    our own, `reply_log_prob` with the words of its message is exact in all this.
+    Which exchange of the topic was meant is not asked of the message: each counts with its share of the user lines. A
+    word that the message names is taken to be shared, where a text of the reply uses its pool; where none is named, as
+    in a phrasing we never wrote, or where only a word of another pool uses it, it is drawn afresh. For a conversation
+    of our own, `reply_log_prob` with the words of its message is exact in all this.
     """
     exchanges = persona.topics[topic].exchanges
     lines = sum(len(exchange.user) for exchange in exchanges)

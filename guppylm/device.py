@@ -12,7 +12,7 @@ import torch
 def pick_device(name: str = "auto") -> torch.device:
     """The device of that name, or with "auto" the best there is; on a CPU, memory is kept from now on.
 
-    ValueError where it is not there.
+    ValueError if it is not there.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -53,7 +53,7 @@ def pick_precision(device: torch.device) -> torch.dtype:
 
 
 def cpu_seconds(*dtypes: torch.dtype) -> list[float]:
-    """The time of one matrix product of the size that training does, on the CPU, in each precision: the best of ten.
+    """The time of a matrix product on the CPU, about as large as in training, in each precision: the best of ten.
 
     They take turns, so that whatever else the machine is doing slows them alike.
     """
@@ -62,7 +62,7 @@ def cpu_seconds(*dtypes: torch.dtype) -> list[float]:
     for _ in range(10):  # the first one warms up, and is not the best
         for i, (a, b) in enumerate(factors):
             start = time.perf_counter()
-            a @ b
+            a @ b  # (1024, 384) @ (384, 1536) -> (1024, 1536)
             best[i] = min(best[i], time.perf_counter() - start)
     return best
 

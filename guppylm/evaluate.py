@@ -18,7 +18,7 @@ import torch
 from guppylm import corpus, datagen
 from guppylm.chat import Bot, probabilities
 from guppylm.device import mixed_precision, pick_precision
-from guppylm.grammar import Slot, Word, Words, expand, fold, pick
+from guppylm.grammar import PUNCTUATION, Slot, Word, Words, expand, fold, pick
 from guppylm.persona import Exchange, Persona, Topic
 from guppylm.tokenizer import IM_END
 from guppylm.train import TrainConfig, micro_batches, token_losses, unsure
@@ -26,14 +26,13 @@ from guppylm.train import TrainConfig, micro_batches, token_losses, unsure
 FRESH, FRESH_SEED = 300, 987_654_321  # messages drawn for the card, from a seed that no training run has used
 NAMING = 100  # fresh messages whose own reply takes a word over from them
 DRAWS = 3  # how often each message is answered
-AT_ONCE = 128  # rows of a batch: what many more have to keep at hand is too much for a processor's caches
+AT_ONCE = 128  # rows of a batch: more would not fit a processor's caches
 
 # The same messages as other people would have typed them
 DISTURBED = {
     "in capitals": lambda message, rng: message.upper(),
     "without punctuation": lambda message, rng: "".join(c for c in message if c.isalnum() or c == " "),
     "with one typo": datagen.misspell,
-    "after 'hey guppy,'": lambda message, rng: f"hey guppy, {message}",
 }
 
 
@@ -65,7 +64,8 @@ def answer(
     ids = torch.empty(0, shortest, dtype=torch.long)  # (B, T), and longer by one at each step
     for length in range(shortest, context):
         joining = waiting[length]
-        ids = torch.cat([ids, torch.tensor([prompts[i] for i in joining], dtype=torch.long).view(-1, length)])
+        joined = torch.tensor([prompts[i] for i in joining], dtype=torch.long).view(-1, length)  # (b, T)
+        ids = torch.cat([ids, joined])  # (B, T) and (b, T) -> (B + b, T)
         group = group + joining
         chosen = ids.new_empty(0, 1)
         if group:
@@ -105,12 +105,12 @@ def begins(exchange: Exchange, reply: str) -> bool:
 
 
 def taken_words(exchange: Exchange, reply: str, message: str) -> Iterator[Words]:
-    """Each way to take up to four words that message and reply have in common as the word of a pool.
+    """Each way to take one to four words in a row, said in both message and reply, as the word of a pool.
 
     Words that stand in the exchange's own lines ("do you") don't name anything.
     """
     words, asked = reply.split(), fold(message)
-    texts = {" ".join(words[i : i + n]).strip(".,!?;:") for i in range(len(words)) for n in (1, 2, 3, 4)}
+    texts = {" ".join(words[i : i + n]).strip(PUNCTUATION) for i in range(len(words)) for n in (1, 2, 3, 4)}
     for text in sorted(texts):
         named = fold(text).strip()
         if named and f" {named} " in asked and not exchange.line_words.issuperset(named.split()):
@@ -120,7 +120,10 @@ def taken_words(exchange: Exchange, reply: str, message: str) -> Iterator[Words]
 
 
 def read_prompts(file: Path) -> list[dict]:
-    """JSON lines {"prompt", "topic", "also", "kind"}: a message, the topics that are a fair reading, topic or probe."""
+    """JSON lines {"prompt", "topic", "also", "kind"}.
+
+    A message, the topic it means, others that are a fair reading too, and the set to report it in ("topic" or "probe").
+    """
     prompts = []
     for i, line in enumerate(corpus.read_lines(file)):
         try:
@@ -179,12 +182,14 @@ def loss(bot: Bot, pairs: list[tuple[str, str]], log_probs: list[float]) -> dict
 
     Returns {"rows", "nats_per_reply", "loss", "floor", "excess"}; the last three in nats a token.
     """
-    rows = [corpus.Row(*bot.tok.encode_conversation(message, reply)) for message, reply in pairs]
-    device, tokens = bot.model.tok_emb.weight.device, sum(row.reply_tokens for row in rows)
-    batches = micro_batches(rows, TrainConfig(), device)
+    encoded = [corpus.Row(*bot.tok.encode_conversation(message, reply)) for message, reply in pairs]
+    context = bot.model.config.context_length  # with another persona's vocabulary a few are too long, as in training
+    fitting = [(row, log_p) for row, log_p in zip(encoded, log_probs, strict=True) if len(row.ids) <= context]
+    rows, tokens = [row for row, _ in fitting], sum(row.reply_tokens for row, _ in fitting)
+    batches = micro_batches(rows, TrainConfig(), bot.model.tok_emb.weight.device)
     total = sum(token_losses(bot.model, batch, torch.float32).sum().item() for batch in batches)
-    floor = -sum(log_probs) / tokens
-    return {"rows": len(pairs), "nats_per_reply": total / len(pairs), "loss": total / tokens, "floor": floor,
+    floor = -sum(log_p for _, log_p in fitting) / tokens
+    return {"rows": len(rows), "nats_per_reply": total / len(rows), "loss": total / tokens, "floor": floor,
             "excess": total / tokens - floor}  # fmt: skip
 
 
@@ -208,32 +213,24 @@ def losses(bot: Bot, persona: Persona) -> dict[str, dict]:
     return result
 
 
-def naming(
-    bot: Bot, persona: Persona, temperature: float, top_k: int, precision: torch.dtype = torch.float32
-) -> dict[str, dict]:
+def naming(bot: Bot, persona: Persona, temperature: float, top_k: int, precision: torch.dtype = torch.float32) -> dict:
     """Asked about the castle, does it speak of the castle, of another thing of that kind, or of none?
 
-    Asks messages without slips of the finger whose reply takes a word over. {"known words": {"asked": how many,
-    "right": share with the word of the message, "another": share with another of its pool}, "made-up words": the same
-    of words that nobody has met, but for those that are read as a slip of a known one}; without a kind that this
-    persona's messages don't ask for.
+    Asks messages without noise whose reply takes a word over. {"asked": how many, "right": share with the word of the
+    message, "another": share with another of its pool}; {} where this persona's replies take none over.
     """
-    result = {}
-    for kind, noise in (("known words", {}), ("made-up words", {"made_up": 1.0})):
-        made = datagen.conversations(replace(persona, noise=noise), 30 * NAMING, FRESH_SEED)
-        naming = (c for c in made if c.exchange.repeats & c.shared.keys())
-        taking = (c for c in naming if datagen.takes_over(c.exchange, c.shared, c.reply))
-        fitting = (c for c in taking if datagen.is_made_up(c) == bool(noise))
-        asked = list(islice((c for c in fitting if bot.tok.mend(c.message) == c.message.lower()), NAMING))
-        replies = answer(bot, [c.message for c in asked], temperature, top_k, 0, precision)
-        right = another = 0
-        for c, (reply, _) in zip(asked, replies, strict=True):
-            if datagen.takes_over(c.exchange, c.shared, reply):
-                says_it = datagen.reply_log_prob(c.exchange, c.shared, reply) > -math.inf
-                right, another = right + says_it, another + (not says_it)
-        if asked:
-            result[kind] = {"asked": len(asked), "right": right / len(asked), "another": another / len(asked)}
-    return result
+    made = datagen.conversations(replace(persona, noise={}), 60 * NAMING, FRESH_SEED)
+    named = (c for c in made if c.exchange.repeats & c.shared.keys())
+    asked = list(islice((c for c in named if datagen.takes_over(c.exchange, c.shared, c.reply)), NAMING))
+    replies = answer(bot, [c.message for c in asked], temperature, top_k, 0, precision)
+    right = another = 0
+    for c, (reply, _) in zip(asked, replies, strict=True):
+        if datagen.takes_over(c.exchange, c.shared, reply):
+            if datagen.reply_log_prob(c.exchange, c.shared, reply) > -math.inf:
+                right += 1
+            else:
+                another += 1
+    return {"asked": len(asked), "right": right / len(asked), "another": another / len(asked)} if asked else {}
 
 
 def novelty(persona: Persona, training: dict, messages: list[str], replies: list[str]) -> dict:
@@ -271,10 +268,12 @@ def robustness(
 ) -> dict[str, float]:  # fmt: skip
     """The share on topic for the prompts as they are, with these answers, and typed in other ways: one answer to each.
 
-    What the model reads as before, it need not answer again: it reads lower case, so what is shouted is one of these.
+    A message that is read as before (in lower case, mended) keeps its answer. So "in capitals" always equals "as they
+    are", which is what reading in lower case is for.
     """
     shares = {"as they are": score(persona, prompts, answers)["on_topic"]}
-    for kind, disturb in DISTURBED.items():
+    greeting = f"hey {persona.name},"
+    for kind, disturb in {**DISTURBED, f"after {greeting!r}": lambda message, rng: f"{greeting} {message}"}.items():
         rng, again = random.Random(0), list(answers)
         typed = [disturb(prompt["prompt"], rng) for prompt in prompts]
         other = [i for i, prompt in enumerate(prompts) if bot.prompt(typed[i]) != bot.prompt(prompt["prompt"])]
@@ -292,7 +291,7 @@ def evaluate(
 
     {"loss": ..., "replies": {set of prompts: score}, "robustness": ..., "naming": ..., "style": ...,
     "novelty": ...}; the functions of these names say more.
-    ValueError where the prompts name a topic that the persona lacks.
+    ValueError if the prompts name a topic that the persona lacks.
     """
     sets = sets_of_prompts(persona, prompts)
     card: dict[str, dict] = {"loss": losses(bot, persona), "replies": {}}
@@ -316,7 +315,7 @@ def describe(card: dict) -> str:
     """The card as text, with the topics that are missed most and an example of each."""
     lines = ["loss on replies, in nats a token:"]
     for name, row in card["loss"].items():
-        floor = f"no model can get under {row['floor']:.3f}: {row['excess']:.3f} too much"
+        floor = f"no model can get under {row['floor']:.3f}: {row['excess']:.3f} above it"
         lines.append(f"  {name} ({row['rows']}): {row['loss']:.3f}, {unsure(row['loss'])}; {floor}")
     for name, result in card["replies"].items():
         shares = f"{result['on_topic']:.1%} on topic, {result['sayable']:.1%} sayable"
@@ -328,9 +327,9 @@ def describe(card: dict) -> str:
                 lines.append(f"  {topic} {share:.0%}: {miss['prompt']!r} was read as {read_as}: {miss['reply']!r}")
     lines.append("the same prompts typed in other ways, on topic:")
     lines.append("  " + ", ".join(f"{kind} {share:.1%}" for kind, share in card["robustness"].items()))
-    for kind, row in card["naming"].items():
-        shares = f"{row['right']:.1%} of the replies name the same, {row['another']:.1%} another"
-        lines.append(f"{row['asked']} messages that name one of the {kind}: {shares}")
+    if named := card["naming"]:
+        shares = f"{named['right']:.1%} of the replies name the same, {named['another']:.1%} another"
+        lines.append(f"{named['asked']} messages that name something: {shares}")
     s = card["style"]
     lines.append(f"style: {s['lowercase']:.1%} lowercase, {s['distinct']:.1%} different, {s['empty']:.1%} empty, "
                  f"{s['cut_off']:.1%} cut off, {s['median_words']} words (at most {s['most_words']})")  # fmt: skip

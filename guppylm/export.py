@@ -142,7 +142,7 @@ def save_dataset(persona: Persona, train: list[dict[str, str]], held: list[dict[
 def push(folder: Path, name: str, kind: str) -> str:
     """Upload a folder to the Hugging Face hub as the repository `name` of that kind, "model" or "dataset".
 
-    The token comes from HF_TOKEN or `hf auth login`. Returns the address; ValueError where the hub says no.
+    The token comes from HF_TOKEN or `hf auth login`. Returns the address; ValueError if the hub says no.
     """
     import huggingface_hub
 
@@ -153,8 +153,9 @@ def push(folder: Path, name: str, kind: str) -> str:
             allow_patterns=["README.md", "*.json", "*.jsonl", "words.txt", "*.safetensors"],  # what is written here
         )  # fmt: skip
     except _hub_errors() as error:
-        why = str(error).strip().splitlines()[0]
-        raise ValueError(f"{name}: could not be uploaded: {why}; is HF_TOKEN set to a token that may write?") from error
+        raise ValueError(
+            f"{name}: could not be uploaded: {_first_line(error)}; is HF_TOKEN set to a token that may write?"
+        ) from error
     return str(done)
 
 
@@ -162,7 +163,7 @@ def fetch(name: str, into: Path) -> Path:
     """Download a model that was published on the Hugging Face hub, such as "arman-bd/guppylm-9M", into a folder.
 
     Only weights, configuration and tokenizer are taken, never code. Returns the folder, which `chat.load` reads;
-    ValueError where there is no such model, or no network.
+    ValueError if there is no such model, or no network.
     """
     import huggingface_hub
 
@@ -170,12 +171,19 @@ def fetch(name: str, into: Path) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(name, local_dir=into, allow_patterns=wanted))
     except _hub_errors() as error:
-        why = str(error).strip().splitlines()[0]
-        raise ValueError(f"{name}: could not be downloaded: {why}; is the name right, is there a network?") from error
+        raise ValueError(
+            f"{name}: could not be downloaded: {_first_line(error)}; is the name right, is there a network?"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _hub_errors() -> tuple[type[Exception], ...]:
     """What goes wrong between here and the hub: it says no, the name is none, or there is no network."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    return (*HfHubHTTPError.__bases__, HFValidationError, OSError)  # the first is any error of the library's client
+    # The library's HTTP client was requests and is now httpx. Either's own base error is what HfHubHTTPError derives
+    # from, so this catches a failed connection with both, and neither has to be imported.
+    return (*HfHubHTTPError.__bases__, HFValidationError, OSError)

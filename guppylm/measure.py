@@ -16,7 +16,7 @@ T4 = 65e12  # operations a second in float16, by the data sheet of the chip that
 
 
 def seconds(state: State, corpus: Corpus, config: TrainConfig) -> tuple[float, float]:
-    """Seconds of a step and of an evaluation, the same number in all processes. The state is spent by it."""
+    """Seconds of a step and of an evaluation, the same in all processes. Afterwards the state is of no more use."""
     began = 0.0
     for step, rows in enumerate(training.batches(corpus, replace(config, steps=WARM_UP + TIMED))):
         if step == WARM_UP:
@@ -26,7 +26,7 @@ def seconds(state: State, corpus: Corpus, config: TrainConfig) -> tuple[float, f
     state.clock.lap("steps")  # waits for a GPU to finish
     per_step = (time.perf_counter() - began) / TIMED
     began = time.perf_counter()
-    training.evaluate(state, corpus.evaluation, config)
+    training.total_nats(state, corpus.evaluation, config)
     times = (per_step, time.perf_counter() - began)
     per_step, per_evaluation = (parallel.total(t, state.device) / parallel.size() for t in times)  # their mean
     return per_step, per_evaluation
@@ -44,7 +44,7 @@ def flops(state: State, rows: list) -> float:
 
 
 def peak(device: torch.device, precision: torch.dtype) -> float:
-    """Operations a second of one large matrix product, the best of five: what the chip can do, measured."""
+    """Operations a second of one large matrix product, the best of six: what the chip can do, measured."""
     n, best = (8192 if device.type == "cuda" else 2048), 0.0
     a = torch.ones(n, n, device=device, dtype=precision)
     for _ in range(6):
@@ -64,7 +64,9 @@ def profile(state: State, corpus: Corpus, config: TrainConfig) -> str:
     steps = config.steps + config.copy_steps / 2  # one of the lesson reads about half as many tokens
     whole = steps * per_step + config.steps / config.eval_every * per_evaluation
     on_t4 = steps * per_step * most / T4
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (state.device.type == "cuda")
+    activities = [ProfilerActivity.CPU]
+    if state.device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
     with torch.profiler.profile(activities=activities) as profiler:
         training.backward(state, corpus.train[: config.batch_size], config)
         training.update(state, config)

@@ -83,9 +83,9 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T, C) -> (B, T, C)."""
         B, T, C = x.shape
-        # Made for GPUs and long sequences: on a CPU and rows of some 40 tokens the steps themselves train faster.
+        # `fused` is made for GPUs and long sequences; on a CPU, with rows of some 40 tokens, the steps train faster.
         mixed = self.steps(x).mixed if x.device.type == "cpu" else self.fused(x)  # (B, H, T, D)
-        mixed = mixed.transpose(1, 2).reshape(B, T, C)  # heads side by side again
+        mixed = mixed.transpose(1, 2).reshape(B, T, C)  # (B, H, T, D) -> (B, T, H, D) -> (B, T, C): side by side
         return self.out(mixed)  # (B, T, C) @ (C, C) -> (B, T, C)
 
 
@@ -132,8 +132,8 @@ class GuppyLM(nn.Module):
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.lm_head.weight = self.tok_emb.weight  # tied: reading a token and predicting it share one vector
         self.apply(self._init_weights)
-        # A position should know at once which token it holds, and only learn where it stands; the small gain of the
-        # last norm keeps the first predictions near even all the same.
+        # The residual stream begins as the token's own vector, with next to nothing of its position, which is learned.
+        # The small gain of the last norm keeps the first logits small, so that the first predictions are nearly even.
         nn.init.normal_(self.tok_emb.weight, std=0.1)
         nn.init.normal_(self.pos_emb.weight, std=0.001)
         nn.init.constant_(self.norm.weight, 0.1)
@@ -153,7 +153,7 @@ class GuppyLM(nn.Module):
         T = ids.shape[1]
         if T > self.config.context_length:
             raise ValueError(f"{T} tokens, but the model's context is {self.config.context_length}")
-        return self.tok_emb(ids) + self.pos_emb.weight[:T]  # (B, T, C) + (T, C)
+        return self.tok_emb(ids) + self.pos_emb.weight[:T]  # (B, T, C) + (T, C) -> (B, T, C)
 
     def hidden(self, ids: torch.Tensor) -> torch.Tensor:
         """Token ids (B, T) -> the last hidden states (B, T, C), ready for `lm_head`."""
@@ -174,7 +174,7 @@ class GuppyLM(nn.Module):
 
     @torch.no_grad()
     def attention(self, ids: torch.Tensor) -> list[AttentionSteps]:
-        """What every layer's heads look at while reading ids (B, T): one AttentionSteps a layer."""
+        """What every layer's heads look at while reading ids (B, T): one AttentionSteps per layer."""
         x, layers = self.embed(ids), []
         for block in self.blocks:
             layers.append(block.attn.steps(block.norm1(x)))

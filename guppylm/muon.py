@@ -10,9 +10,10 @@ import torch
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose sum is orthogonalised before each step. For parameters with two dimensions, (m, n).
+    """Momentum whose average is orthogonalised before each step. For parameters with two dimensions, (m, n).
 
-    lr: about the size of the change of one entry, as with AdamW. weight_decay: share of lr by which weights shrink.
+    lr: about the size of the change of one entry, as with AdamW.
+    weight_decay: at each step weights shrink by lr * weight_decay.
     momentum: share of the average that each step keeps. 0.95 is usual; trainings as short as ours learn more with 0.9.
     dtype: precision of the matrix products; they correct their own rounding, so bfloat16 is enough.
     """

@@ -1,7 +1,7 @@
-"""Training in several processes at once, which torchrun starts and connects. Alone, every function here does nothing.
+"""Training in several processes at once, which torchrun starts and connects. For a process alone, they change nothing.
 
-Each process holds the whole model and reads its share of the rows of a step. Their gradients are added up before the
-optimizers step, so all copies of the model stay equal, and equal to that of one process that read all rows.
+Each process holds the whole model and reads its share of the rows of a step. Before the optimizers step, the gradients
+of all are averaged, so all copies of the model stay equal.
 """
 
 import os
@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 def join(device: torch.device) -> torch.device:
     """Meet the other processes if torchrun started this one; returns the device that is this process's own.
 
-    ValueError where there are fewer GPUs than processes.
+    ValueError if there are fewer GPUs than processes.
     """
     if "WORLD_SIZE" not in os.environ:
         return device
@@ -31,7 +31,7 @@ def join(device: torch.device) -> torch.device:
 
 
 def leave() -> None:
-    """Take leave of the other processes at the end, once all are there: the first one is still saving."""
+    """Part from the other processes at the end, once all are there: the first one is still saving."""
     if _joined():
         dist.barrier()
         dist.destroy_process_group()

@@ -84,7 +84,7 @@ def losses(history: list[dict], uniform: float, title: str = "The loss while tra
 def bars(
     values: dict[str, float], title: str, xlabel: str, ylabel: str = "", log: bool = False, end: float | None = None
 ) -> Figure:
-    """One horizontal bar a name, the first on top, each with its value. end: where the axis ends, such as 100%."""
+    """One horizontal bar per name, the first on top, each with its value. end: where the axis ends, such as 100%."""
     figure, axes = _figure(size=(7.0, 1.2 + 0.28 * len(values)))
     ax = axes[0, 0]
     names = [visible(name) if name.startswith(" ") else name for name in values]
@@ -167,7 +167,7 @@ def _matrix(ax: Axes, values: np.ndarray, labels: list[str], vmax: float | None 
 
 
 def matrix(values: np.ndarray, labels: list[str], title: str, xlabel: str, ylabel: str, unit: str) -> Figure:
-    """A square matrix (T, T) of one number a cell: rows are queries, columns keys, both named by `labels`."""
+    """A square matrix (T, T) of one number per cell: rows are queries, columns keys, both named by `labels`."""
     values = np.asarray(values, dtype=float)
     side = max(3.6, 1.6 + 0.19 * len(values))
     figure, axes = _figure(size=(side + 1.2, side))
@@ -195,7 +195,7 @@ def stages(matrices: dict[str, np.ndarray], labels: list[str]) -> Figure:
 
 
 def heads(weights: np.ndarray, labels: list[str], title: str) -> Figure:
-    """One layer's attention weights (H, T, T), a small map a head."""
+    """One layer's attention weights (H, T, T), a small map per head."""
     H, T = weights.shape[:2]
     columns = min(3, H)
     rows = -(-H // columns)
@@ -217,7 +217,7 @@ def heads(weights: np.ndarray, labels: list[str], title: str) -> Figure:
 
 
 def head_scores(scores: np.ndarray, title: str, unit: str) -> Figure:
-    """One score a head: (L, H), layers from top to bottom, each number written in; the best one framed."""
+    """One score per head: (L, H), layers from top to bottom, each number written in; the best one framed."""
     figure, axes = _figure(size=(5.6, 3.6))
     ax, scores = axes[0, 0], np.asarray(scores, dtype=float)
     image = ax.imshow(scores, cmap="cividis", vmin=0, aspect="auto")
@@ -249,7 +249,7 @@ def batch(kinds: np.ndarray, title: str) -> Figure:
 
 
 def next_tokens(steps: list[tuple[str, float, list[tuple[str, float]]]], title: str, columns: int = 4) -> Figure:
-    """A panel a generated token: (token, its probability, [(likely token, probability), best first]).
+    """One panel per generated token: (token, its probability, [(likely token, probability), best first]).
 
     The token's bar stands out; where it is not among the likely ones, it stands below them.
     """
@@ -277,7 +277,7 @@ def next_tokens(steps: list[tuple[str, float, list[tuple[str, float]]]], title: 
 
 
 def square_law(lengths: list[int], seconds: list[float], title: str) -> Figure:
-    """Measured seconds by length in tokens, with the square through the last point drawn on it; both axes in powers."""
+    """Measured seconds by length in tokens, with the square of the length through the last point; log axes."""
     square = [seconds[-1] * (length / lengths[-1]) ** 2 for length in lengths]
     milli = ([1000 * s for s in seconds], [1000 * s for s in square])
     lines = {"measured": (lengths, milli[0]), "the square of the length": (lengths, milli[1])}

@@ -154,7 +154,7 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 def server(folder: Path, port: int) -> Server:
-    """A server of a folder that this machine alone can reach. ValueError where the port is taken."""
+    """A server of a folder that this machine alone can reach. ValueError if the port is taken."""
     try:
         return Server(("127.0.0.1", port), functools.partial(Handler, directory=folder))
     except (OSError, OverflowError) as error:

@@ -1,8 +1,8 @@
 """Slips of the finger, mended before a message is read (as in Norvig, "How to Write a Spelling Corrector", 2007).
 
 A known word is a token or two. Misspelled it falls to pieces, "bubblse" into other ones than "bubblws", and a model of
-this size can't learn what each slip looks like. So a word that nobody meant, as far as templates and training messages
-show, is read as the known one next to it.
+this size can't learn what each slip looks like. So a word that is in no template and in hardly any training message is
+read as the most frequent known word that is one slip away.
 """
 
 import re
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 LETTERS = "abcdefghijklmnopqrstuvwxyz'"
 WORD = re.compile(r"(?<![^\W_])[a-z]+(?:'[a-z]+)*(?![^\W_])")  # not a part of a word with other letters, or digits
 SHORTEST, LONGEST = 4, 20  # letters: of shorter words too many are a slip apart, and longer ones are no words
-OFTEN = 3  # how many times a word is met before it is known: most slips in the training messages are met once
+OFTEN = 3  # how many times a word is met before it is known: most slips are met once; frequent ones can be learned
 
 
 def learn(messages: Iterable[str], lines: Iterable[str] = ()) -> list[str]:

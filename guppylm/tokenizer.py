@@ -33,7 +33,7 @@ class Tokenizer:
     def __init__(self, bpe: BPETokenizer, words: Iterable[str] = ()):
         """words: those that `spelling.learn` found; without them `mend` changes nothing.
 
-        ValueError where the special tokens don't have the ids of the chat format.
+        ValueError if the special tokens don't have the ids of the chat format.
         """
         for i, token in enumerate(SPECIAL):
             if bpe.token_to_id(token) != i:
@@ -47,7 +47,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, file: Path, words: Iterable[str] = ()) -> "Tokenizer":
-        """Read a tokenizer.json. ValueError where it is not one."""
+        """Read a tokenizer.json. ValueError if it is not one."""
         try:
             return cls(BPETokenizer.from_str(Path(file).read_text(encoding="utf-8")), words)
         except OSError:

@@ -11,7 +11,7 @@ from collections import Counter
 import pytest
 
 from guppylm import datagen
-from guppylm.grammar import Word, expand, parse
+from guppylm.grammar import Word, expand, fillings, fold, parse
 
 
 def sampled_replies(exchange, shared, n=4000):
@@ -91,6 +91,20 @@ def test_log_prob_knows_topic_and_message(small):
     assert datagen.log_prob(small, "food", ask, "no.") == -math.inf
 
 
+def test_a_word_is_known_by_its_letters_alone(small):
+    assert fold("  Green - FLAKES?!  ") == " green flakes "
+    food = small.topics["food"].exchanges[0]
+    assert datagen.shared_words(food, "RED - worms?")["food"].text == ("red worms",)
+
+
+def test_a_word_may_agree_within_itself(small):
+    pools = small.pools | {"place": (Word(parse("cave where {body_part} {body_part.be} {color}")),)}
+    filled = {word.text[0] for word in fillings(pools["place"], pools)}
+    each = [f"cave where {part} {color}" for part in ("fins are", "tail is") for color in ("red", "blue")]
+    assert filled == set(each)
+    assert {expand(pools["place"][0].text, pools, random.Random(i), {}, {}) for i in range(50)} == filled
+
+
 def test_generation_is_a_pure_function(small):
     rows = datagen.generate(small, 50, seed=7)
     assert rows == datagen.generate(small, 50, seed=7)
@@ -102,7 +116,7 @@ def test_generation_is_a_pure_function(small):
 def test_generation_is_the_same_on_every_machine(small):
     """The digest was taken once; another Python or platform that draws otherwise fails here."""
     text = json.dumps(datagen.generate(small, 200, seed=0))
-    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "3d111ce4dece5c35"
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "dffee3e7268afd31"
 
 
 def test_every_line_of_a_topic_comes_up_before_any_comes_again(guppy):
@@ -140,55 +154,22 @@ def test_split_keeps_no_evaluation_pair_in_training(small):
     assert all(row in rows for row in train)
 
 
+def test_a_pair_that_differs_in_capitals_alone_is_the_same_to_the_model(small):
+    said = {"output": "yes.", "category": "food"}
+    rows = [{"input": f"{i} peas?", **said} for i in range(20)] + [
+        {"input": "PEAS?", **said},
+        {"input": "peas?", **said},
+    ]
+    train, held = datagen.split(rows, 1)
+    assert held == rows[-1:] and train == rows[:20]
+
+
 def test_a_small_persona_keeps_most_of_its_pairs_for_training(small):
     rows = datagen.generate(small, 2000)
     train, held = datagen.split(rows, 1000)
     distinct = len({(row["input"], row["output"]) for row in rows})
     assert len(held) == distinct // 10
     assert len({(row["input"], row["output"]) for row in train}) == distinct - len(held)
-
-
-def test_a_made_up_word_stands_in_message_and_reply(small):
-    persona = dataclasses.replace(small, noise={"made_up": 1.0})
-    known = {"flakes", "peas", "red worms"}
-    made = [c for c in datagen.conversations(persona, 300) if c.topic == "food"]
-    words = {c.shared["food"].text[0] for c in made}
-    assert len(words) > 0.9 * len(made) and not words & known
-    assert all(c.shared["food"].text[0] in c.message for c in made)
-    assert all(c.reply.split(". ")[0].removeprefix("i like ").rstrip(".") in words for c in made)
-    assert all(datagen.is_made_up(c) and datagen.takes_over(c.exchange, c.shared, c.reply) for c in made)
-    assert not any(datagen.is_made_up(c) for c in datagen.conversations(small, 300))
-
-
-def test_words_are_made_up_as_often_as_the_noise_says_and_agree(small_file):
-    """Not where the line leaves the word to another pool, nor where no reply says it, nor where it has slots inside."""
-    topic = """
-[topics.body]
-words = { body_q = ["{body_part}?"] }
-[topics.body.named]
-user = ["how about your {body_part}?"]
-reply = [["my {body_part} {body_part.be} fine."]]
-[topics.body.asked]
-user = ["{body_q}"]
-reply = [["{body_part}? yes."]]
-[topics.body.agreed]
-user = ["your {body_part}, then?"]
-reply = [["they {body_part.be} old."]]
-[topics.body.inside]
-user = ["the {place}, then?"]
-reply = [["{place}? {color} is nice."]]
-"""
-    small_file.write_text(small_file.read_text(encoding="utf-8") + topic, encoding="utf-8")
-    persona = dataclasses.replace(datagen.load_persona(str(small_file)), noise={"made_up": 0.3})
-    made = list(datagen.conversations(persona, 4000))
-    named = [c for c in made if c.exchange.place == "topics.body.named"]
-    new = [c for c in named if c.reply.split()[1] not in ("fins", "tail")]
-    assert 0.25 < len(new) / len(named) < 0.35
-    assert {c.reply.split()[2] for c in new} == {"is", "are"}
-    others = ("topics.body.asked", "topics.body.agreed", "topics.body.inside")
-    assert not any(datagen.is_made_up(c) for c in made if c.exchange.place in others)
-    known = ("fins", "tail", "cave", "castle")
-    assert all(any(word in c.message for word in known) for c in made if c.exchange.place in others)
 
 
 NOISY = {
@@ -237,3 +218,4 @@ def test_a_typo_is_one_slip():
     assert len(slips) > 15
     assert all(abs(len(slip) - len("swimming")) <= 1 and "s" in slip[:2] for slip in slips)
     assert datagen.misspell("42", random.Random(0)) == "42"
+    assert all(datagen.misspell(word, random.Random(i)) != word for word in ("swimming", "aaa") for i in range(200))

@@ -11,7 +11,6 @@ import torch
 from guppylm import corpus, datagen, evaluate
 from guppylm.chat import Bot
 from guppylm.evaluate import Answer
-from guppylm.grammar import parse
 
 
 @pytest.fixture
@@ -88,33 +87,17 @@ def test_the_card_has_every_set(small, scripted, tmp_path):
     assert set(card["robustness"].values()) == {1.0}
     text = evaluate.describe(card)
     assert "test phrasings (1): 100.0% on topic, 100.0% sayable" in text
-    assert "100 messages that name one of the known words: " in text and "one of the made-up words: 0.0% of" in text
+    assert "100 messages that name something: " in text
     assert "composed" not in text  # nobody said what this bot was trained on
     assert card == json.loads(json.dumps(card))
 
 
 def test_a_reply_names_what_the_message_names(small, scripted):
     result = evaluate.naming(scripted("peas. yes."), small, 0.7, 50)
-    known, made_up = result["known words"], result["made-up words"]
-    assert known["asked"] == made_up["asked"] == evaluate.NAMING
-    assert 0.1 < known["right"] < known["another"] < 0.7  # peas are one food of three
-    assert known["right"] + known["another"] == 1  # the gravel, whose pool holds slots, is not asked for
-    assert made_up["right"] == 0 and made_up["another"] > 0.7
+    assert result["asked"] == evaluate.NAMING
+    assert 0.1 < result["right"] < result["another"] < 0.7  # peas are one food of three; the gravel is no food
     nothing = {"asked": evaluate.NAMING, "right": 0, "another": 0}
-    assert evaluate.naming(scripted("yes. yes."), small, 0.7, 50) == dict.fromkeys(result, nothing)
-
-
-def test_a_made_up_word_is_named_right(small, tiny, tok, monkeypatch):
-    def repeat(bot, messages, *rest):
-        return [Answer(f"i like {message.split()[-1].rstrip('?')}.", True) for message in messages]
-
-    monkeypatch.setattr(evaluate, "answer", repeat)
-    food = dataclasses.replace(small.topics["food"], exchanges=(small.topics["food"].exchanges[0],))
-    text = [parse("want some {food}?")]
-    food = dataclasses.replace(food, exchanges=(dataclasses.replace(food.exchanges[0], user=tuple(text)),))
-    persona = dataclasses.replace(small, topics={"food": food})
-    result = evaluate.naming(Bot(tiny, tok, "minnow"), persona, 0.7, 50)
-    assert result["made-up words"] == {"asked": evaluate.NAMING, "right": 1.0, "another": 0.0}
+    assert evaluate.naming(scripted("yes. yes."), small, 0.7, 50) == nothing
 
 
 def test_a_persona_that_takes_no_word_over_is_not_asked_for_names(small, scripted):
@@ -161,8 +144,7 @@ def test_disturbed_messages_are_the_same_ones_typed_otherwise():
     rng = random.Random(0)
     typed = {kind: disturb("Do you, fish?", rng) for kind, disturb in evaluate.DISTURBED.items()}
     assert typed.pop("with one typo") not in ("Do you, fish?", "")
-    expected = ["DO YOU, FISH?", "Do you fish", "hey guppy, Do you, fish?"]
-    assert list(typed.values()) == expected
+    assert list(typed.values()) == ["DO YOU, FISH?", "Do you fish"]
 
 
 def test_what_reads_the_same_is_not_asked_again(small, tok, tiny, monkeypatch):
@@ -178,7 +160,8 @@ def test_what_reads_the_same_is_not_asked_again(small, tok, tiny, monkeypatch):
     shares = evaluate.robustness(Bot(tiny, tok, "minnow"), small, prompts, right, 0.7, 50)
     assert asked[:2] == [[], ["peas"]]  # in capitals; without punctuation
     assert shares["as they are"] == shares["in capitals"] == 1.0
-    assert (shares["without punctuation"], shares["with one typo"], shares["after 'hey guppy,'"]) == (0.5, 0.0, 0.0)
+    assert asked[3] == ["hey minnow, peas", "hey minnow, peas?"]
+    assert (shares["without punctuation"], shares["with one typo"], shares["after 'hey minnow,'"]) == (0.5, 0.0, 0.0)
 
 
 def test_loss_and_floor_of_a_model_that_knows_nothing(small, tok, tiny):
@@ -193,6 +176,13 @@ def test_loss_and_floor_of_a_model_that_knows_nothing(small, tok, tiny):
     by_topic = [-datagen.reply_log_prob(c.exchange, c.shared, c.reply) for c in made]
     assert card["seen phrasings"]["floor"] == pytest.approx(sum(by_topic) / tokens)
     assert card["test phrasings"]["floor"] > 0
+
+
+def test_a_conversation_that_does_not_fit_is_left_out_of_the_loss(tok, tiny):
+    bot = Bot(tiny.eval(), tok, "minnow")
+    short = evaluate.loss(bot, [("peas", "yes.")], [-1.0])
+    both = evaluate.loss(bot, [("peas", "yes."), ("peas", "blub " * 200)], [-1.0, -50.0])
+    assert both == short and both["rows"] == 1
 
 
 def test_a_test_phrasing_that_names_no_word_has_a_floor_too(small_file, tok, tiny):

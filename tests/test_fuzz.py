@@ -15,7 +15,6 @@ NOISY = SMALL.replace(
     """[noise]
 lead_in = 0.5
 typo = 0.1
-made_up = 0.5
 
 [words]
 lead_in = ["hey,", "my {food},"]""",

@@ -212,12 +212,12 @@ def test_training_learns_and_says_how_it_goes(small_corpus):
 
 def test_evaluation_counts_replies_and_their_end_tokens(small_corpus):
     state, rows = start(small_corpus), small_corpus.evaluation
-    total = train.evaluate(state, rows, CONFIG)
+    total = train.total_nats(state, rows, CONFIG)
     assert all(row.ids[-1] == IM_END for row in rows)
     tokens = sum(len(small_corpus.tok.encode(small_corpus.tok.decode(row.ids[row.prompt :]))) + 1 for row in rows)
     assert sum(row.reply_tokens for row in rows) == tokens
     assert total / tokens == pytest.approx(math.log(small_corpus.tok.vocab_size), abs=0.3)
-    assert train.evaluate(state, rows, TrainConfig(micro_batch=20)) == pytest.approx(total, rel=1e-5)
+    assert train.total_nats(state, rows, TrainConfig(micro_batch=20)) == pytest.approx(total, rel=1e-5)
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf])
