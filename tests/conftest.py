@@ -1,5 +1,6 @@
 """A small persona, a small tokenizer and a small model, made anew: no test needs the network, a GPU or another test."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,14 @@ import torch
 import guppylm
 from guppylm import corpus, datagen, tokenizer
 from guppylm.model import GuppyLM, ModelConfig
+
+
+def pytest_configure(config):
+    """Processes that test side by side (pytest -n) share the cores: each computes on one, and so do its children."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)
+        os.environ["OMP_NUM_THREADS"] = "1"
+
 
 SHIPPED = Path(guppylm.__file__).parent / "pretrained"  # the fish that comes with the package
 
