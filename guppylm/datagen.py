@@ -150,7 +150,8 @@ def add_noise(message: str, persona: Persona, rng: random.Random) -> str:
     if happens("typo"):
         message = misspell(message, rng)
     if happens("no_punctuation"):
-        message = "".join(c for c in message if c not in PUNCTUATION)
+        bare = "".join(c for c in message if c not in PUNCTUATION)
+        message = bare if bare.strip() else message  # which may be "?!", and nothing else
     elif happens("extra_punctuation"):
         message = message.rstrip(".!?") + pick(rng, ("!!!", "??", "?!", "...", " !!", "!", ".."))
     if happens("shout"):
