@@ -1,7 +1,8 @@
 """The model as one ONNX file, which runtimes in many languages run: onnxruntime, and WebAssembly in a browser.
 
-Input `ids` (B, T), output `logits` (B, T, V), both of any B and T. With the input `inspect` true there is also what
-every head looks at, `attention` (layers, B, H, T, T); with it false that has no layers, and costs nothing.
+Input `ids` (B, T), output `logits` (B, T, V), of any B, and of any T up to the context. With the input `inspect` true
+there is also what every head looks at, `attention` (layers, B, H, T, T); with it false that has no layers, and costs
+next to nothing: the weights are computed anyway.
 """
 
 import warnings
@@ -20,7 +21,10 @@ ONNX_OPSET = 20
 
 
 class Graph(nn.Module):
-    """What the file computes. Attention is written twice here; the exporter finds that both are the same."""
+    """What the file computes. The model runs twice here, with and without giving its attention away.
+
+    The exporter sees that both are the same, and keeps one.
+    """
 
     def __init__(self, model: GuppyLM):
         super().__init__()

@@ -35,29 +35,34 @@ def build(model: GuppyLM, tok: Tokenizer, record: dict, out: Path) -> str:
     save_onnx(model, out / "model.onnx")
     write_tokenizer(out, tok)
     libraries, origin = find_libraries(out)
-    names = ("model.onnx", "tokenizer.json", "words.txt")
-    load = [{"url": name, "bytes": (out / name).stat().st_size} for name in names]
-    load += list(libraries.values())
+    own = {name: entry((out / name).read_bytes(), name) for name in ("model.onnx", "tokenizer.json", "words.txt")}
+    load = [*own.values(), *libraries.values()]
     persona = {"name": "guppy", "summary": "", "greeting": "", "color": "#e0662f", "suggestions": []}
     site = {
         **persona,
         **record.get("persona", {}),
         "context_length": model.config.context_length,
         "reply_room": REPLY_ROOM,
-        "model": "model.onnx",
-        "tokenizer": "tokenizer.json",
-        "words": "words.txt",
+        "model": own["model.onnx"]["url"],
+        "tokenizer": own["tokenizer.json"]["url"],
+        "words": own["words.txt"]["url"],
         "wasm": libraries["wasm"]["url"],
         "load": load,
         "bytes": sum(file["bytes"] for file in load),
     }
     page = page_with(libraries)
-    contents = [file.read_bytes() for file in sorted(out.glob("*")) if file.suffix in (".css", ".js", ".onnx", ".txt")]
-    everything = b"".join([*contents, page.encode(), json.dumps(site).encode()])
+    contents = [file.read_bytes() for file in sorted(WEB.iterdir()) if file.suffix in (".css", ".js")]
+    everything = b"".join([*contents, page.encode(), json.dumps(site).encode()])  # site has the hashes of all others
     site["version"] = hashlib.sha256(everything).hexdigest()[:16]  # tells the page that it has changed
     write_text(out / "index.html", page)
     write_text(out / "site.json", json.dumps(site, indent=2) + "\n")
     return origin
+
+
+def entry(content: bytes, name: str) -> dict:
+    """A file that the page loads. Its address holds its hash, so no cache answers with an older file of that name."""
+    url = f"{name}?{hashlib.sha256(content).hexdigest()[:16]}"
+    return {"url": url, "bytes": len(content), "integrity": integrity(content)}
 
 
 def find_libraries(out: Path) -> tuple[dict[str, dict], str]:
@@ -85,9 +90,9 @@ def find_libraries(out: Path) -> tuple[dict[str, dict], str]:
             content = (Path(folder) / "node_modules" / file["package"] / file["path"]).read_bytes()
             if integrity(content) != file["integrity"]:
                 raise ValueError(f"{file['package']}: {file['path']} is not the file whose hash package.json holds")
-            url = f"vendor/{Path(file['path']).name}"
-            write_whole(out / url, lambda part, content=content: part.write_bytes(content))
-            found[name] = {"url": url, "bytes": len(content), "integrity": file["integrity"]}
+            place = f"vendor/{Path(file['path']).name}"
+            write_whole(out / place, lambda part, content=content: part.write_bytes(content))
+            found[name] = entry(content, place)
     return found, "the page carries its libraries itself and needs no other host"
 
 
@@ -102,7 +107,7 @@ def integrity(content: bytes) -> str:
 
 
 def page_with(libraries: dict[str, dict]) -> str:
-    """index.html with an import map that leads to the libraries, and a policy that allows these files and no others."""
+    """index.html with an import map that leads to the libraries, and a policy that allows no scripts but its own."""
 
     def url(file: dict) -> str:
         return file["url"] if "://" in file["url"] else f"./{file['url']}"
@@ -115,10 +120,12 @@ def page_with(libraries: dict[str, dict]) -> str:
         }
     )
     digest = base64.b64encode(hashlib.sha256(importmap.encode()).digest()).decode()
-    cdn = f" {CDN}" if any("://" in file["url"] for file in libraries.values()) else ""
+    elsewhere = [file["url"] for file in libraries.values() if "://" in file["url"]]
+    scripts = " ".join(["'self'", "'wasm-unsafe-eval'", f"'sha256-{digest}'", *elsewhere])
+    fetched = " ".join(["'self'", *elsewhere])
     policy = (
-        f"default-src 'none'; script-src 'self' 'wasm-unsafe-eval' 'sha256-{digest}'{cdn}; style-src 'self'; "
-        f"img-src 'self' data:; connect-src 'self'{cdn}; worker-src 'self'; base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; script-src {scripts}; style-src 'self'; img-src 'self' data:; "
+        f"connect-src {fetched}; worker-src 'self'; base-uri 'none'; form-action 'none'"
     )
     page = (WEB / "index.html").read_text(encoding="utf-8")
     return page.replace("<!--importmap-->", f'<script type="importmap">{importmap}</script>').replace("{{csp}}", policy)
@@ -144,7 +151,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """A server that takes it calmly when a browser hangs up early."""
+    """A server that stays silent when a browser hangs up early."""
 
     allow_reuse_address = sys.platform != "win32"  # there it would share a port that another program listens on
 

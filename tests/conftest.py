@@ -1,4 +1,7 @@
-"""A small persona, a small tokenizer and a small model, made anew: no test needs the network, a GPU or another test."""
+"""A small persona, a small tokenizer and a small model, made anew: no test needs a GPU or another test.
+
+Nor the network, except that npm may have to fetch the libraries of the page.
+"""
 
 import os
 from pathlib import Path

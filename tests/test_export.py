@@ -274,7 +274,7 @@ def test_onnx_of_any_batch_and_length_equals_the_model(fish, onnx_files, shape):
         assert np.allclose(attention[layer], steps.weights.numpy(), atol=1e-5)
 
 
-def test_attention_is_computed_only_when_asked_for(onnx_files):
+def test_attention_is_given_out_only_when_asked_for(onnx_files):
     _, attention = run(onnx_files / "int8.onnx", [[1, 5, 9]])
     assert attention.shape == (0, 1, 6, 3, 3)
 

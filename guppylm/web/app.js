@@ -57,14 +57,18 @@ async function arrive() {
   if (typeof WebAssembly === "undefined") {
     return fail("This browser has no WebAssembly, which the model runs on. Another browser may have it.", arrive);
   }
-  let cache;
+  $("start").disabled = true; // one try at a time
+  let cache, complete;
   try {
-    if (!state.site) dress((state.site = await (await fetch("site.json")).json()));
+    const answer = await fetch("site.json");
+    state.site = await answer.json();
     cache = await openCache(state.site);
+    complete = await isComplete(state.site, cache);
   } catch {
     return fail("The page can't reach its files. Is there a network?", arrive);
   }
-  if (await isComplete(state.site, cache)) start(cache);
+  dress(state.site);
+  if (complete) start(cache);
   else offer(`Wake ${title()} (${megabytes(state.site.bytes)})`, () => start(cache));
 }
 
@@ -76,14 +80,16 @@ async function start(cache) {
   const arrived = (bytes) => {
     loaded += bytes;
     $("progress").value = loaded / site.bytes;
-    $("status").textContent = `${megabytes(loaded)} of ${megabytes(site.bytes)}`;
+    $("amount").textContent = `${megabytes(loaded)} of ${megabytes(site.bytes)}`;
   };
   $("start").disabled = true;
   $("progress").hidden = false;
   try {
     files = await download(site, cache, arrived);
   } catch (error) {
-    return fail(`The download stopped (${error.message}). Is there a network?`, () => start(cache));
+    const unreachable = error instanceof TypeError; // what fetch throws without a network
+    const why = unreachable ? "Is there a network?" : "The site may have changed.";
+    return fail(`The download stopped (${error.message}). ${why}`, unreachable ? () => start(cache) : () => location.reload());
   }
   try {
     await serve(site); // before the libraries are imported: they come from the cache
@@ -91,18 +97,20 @@ async function start(cache) {
   } catch (error) {
     return fail(`The model can't run here: ${error.message}`, () => location.reload());
   }
-  $("start").hidden = $("progress").hidden = true;
-  $("status").textContent = navigator.serviceWorker?.controller ? "Ready. It works offline from now on." : "Ready.";
+  $("start").hidden = true;
+  $("progress").hidden = true;
+  $("amount").textContent = "";
+  const offline = navigator.serviceWorker?.controller && (await isComplete(site, cache));
+  $("status").textContent = offline ? "Ready. It works offline from now on." : "Ready.";
   for (const control of [$("message"), $("send"), ...$("suggestions").children]) control.disabled = false;
-  $("message").focus();
-  const encode = (text) => state.fish.encode(text);
-  const prompt = (text) => state.fish.prompt(text);
-  Object.assign(window.guppy, { ready: true, encode, prompt, reply });
+  if ([document.body, $("start")].includes(document.activeElement)) $("message").focus(); // not from where a visitor is
+  Object.assign(window.guppy, { ready: true, prompt: (text) => state.fish.prompt(text), reply });
 }
 
 function offer(text, action) {
   Object.assign($("start"), { textContent: text, onclick: action, disabled: false });
   $("progress").hidden = true;
+  $("amount").textContent = "";
   $("status").textContent = "";
 }
 
@@ -112,21 +120,21 @@ function fail(problem, again) {
 }
 
 function settings() {
-  const topK = Math.min(200, Math.max(0, Math.round(Number($("top-k").value) || 0)));
+  const topK = Math.max(0, Math.round(Number($("top-k").value) || 0)); // an empty box: all
   return { temperature: Number($("temperature").value), topK };
 }
 
-/** The whole reply to a message, for programs: {ids, text}. */
+/** The text of a whole reply, for tests/test_web.py and bench_web.py, which drive the page. */
 async function reply(message, chosen) {
-  const ids = [];
   let text = "";
+  let tokens = 0;
   const began = performance.now();
   for await (const token of state.fish.stream(state.fish.prompt(message), chosen)) {
-    ids.push(token.id);
     text += token.text;
+    tokens += 1;
   }
-  window.guppy.tokensPerSecond = ids.length / ((performance.now() - began) / 1000);
-  return { ids, text: text.trim() };
+  window.guppy.tokensPerSecond = tokens / ((performance.now() - began) / 1000);
+  return text.trim();
 }
 
 /** Say a message to the fish and show the reply as it comes. */
@@ -135,15 +143,21 @@ async function send(message) {
   const prompt = state.fish.prompt(message);
   const tooMany = prompt.length - (state.site.context_length - state.site.reply_room);
   if (tooMany > 0) {
-    $("refusal").textContent = `That is ${tooMany} ${tooMany === 1 ? "token" : "tokens"} too long for ${title()}. Could you say it shorter?`;
+    $("refusal").textContent = `That is ${tooMany} ${tooMany === 1 ? "token" : "tokens"} too long for ${title()}. Could you put it more briefly?`;
     return;
   }
-  $("refusal").textContent = $("message").value = "";
+  $("refusal").textContent = "";
+  if ($("message").value === message) $("message").value = ""; // a suggestion leaves there what is being written
+  const asked = element("div", "bubble user", message);
   const bubble = element("div", "bubble bot");
-  $("log").append(element("div", "bubble user", message), bubble);
+  asked.dir = bubble.dir = "auto"; // some scripts run from right to left
+  $("log").append(asked, bubble);
   speaking(true);
   try {
     await speak(bubble, prompt, settings());
+  } catch (error) {
+    console.error(error);
+    $("refusal").textContent = `The reply broke off: ${error.message}`;
   } finally {
     speaking(false);
   }
@@ -152,7 +166,7 @@ async function send(message) {
 function speaking(now) {
   Object.assign(state, { speaking: now, stopped: false });
   $("send").textContent = now ? "Stop" : "Send";
-  for (const chip of $("suggestions").children) chip.disabled = now;
+  for (const chip of $("suggestions").children) chip.ariaDisabled = String(now); // disabled, it would lose the focus
 }
 
 /** Fill the bubble, a token at a time; each token can be touched. */
@@ -165,7 +179,7 @@ async function speak(bubble, prompt, chosen) {
     // A span and not a <button>, which may be torn from its neighbour at the end of a line, in the middle of a word.
     const token = state.fish.isEnd(id) ? element("span", "token end", " ■") : element("span", "token", word);
     token.role = "button";
-    if (state.fish.isEnd(id)) token.ariaLabel = "end of the reply";
+    token.ariaLabel = state.fish.isEnd(id) ? "end of the reply" : word || state.fish.label(id);
     const before = [...ids]; // what it was predicted from
     token.tabIndex = bubble.childElementCount ? -1 : 0; // Tab goes from reply to reply, the arrows from token to token
     token.addEventListener("click", () => inspect(token, id, before, chosen));
@@ -179,20 +193,27 @@ async function speak(bubble, prompt, chosen) {
   if (bubble.isConnected) $("announce").textContent = `${title()}: ${bubble.textContent.replace("■", "")}`;
 }
 
-/** Open the panel on a token: what it was chosen from, its pieces, and where each layer's heads looked. */
+/** Open the panel on a token: what it was chosen from, its characters, and where each layer's heads looked. */
 async function inspect(token, id, before, chosen) {
   if (state.speaking) return;
   const { fish } = state;
-  const { p, weights } = await fish.look(before, chosen);
+  let p, weights;
+  try {
+    ({ p, weights } = await fish.look(before, chosen));
+  } catch (error) {
+    console.error(error);
+    $("refusal").textContent = `That could not be looked into: ${error.message}`;
+    return;
+  }
   for (const other of document.querySelectorAll(".token[aria-pressed]")) other.removeAttribute("aria-pressed");
   token.setAttribute("aria-pressed", "true");
   $("panel-title").textContent = `The token “${fish.label(id)}”, number ${id}`;
   const shown = best(p, 8);
   if (!shown.includes(id)) shown.push(id);
   $("bars").replaceChildren(...shown.map((other) => bar(fish.label(other), p[other], other === id)));
-  const pieces = fish.pieces(id).map(({ text, bytes }) => `${text} ${hex(bytes)}`.trim());
+  const characters = fish.characters(id).map(({ text, bytes }) => `${text} ${hex(bytes)}`.trim());
   const special = "A special token, which ends the reply: no text spells it.";
-  $("pieces").textContent = fish.isEnd(id) ? special : `Each character and its bytes: ${pieces.join(" · ")}`;
+  $("characters").textContent = fish.isEnd(id) ? special : `Each with its bytes: ${characters.join(" · ")}`;
   showLayers(weights, before.map((one) => fish.label(one)));
   $("panel").hidden = false;
   const [at, over] = [token, $("panel")].map((one) => one.getBoundingClientRect());
@@ -238,7 +259,7 @@ function bar(label, share, isChosen) {
   return row;
 }
 
-/** What one head looked at: the tokens so far, each as dark as its weight. */
+/** What one head looked at: the tokens so far, each as dark as its weight, and the one with the most. */
 function headRow(head, weights, labels) {
   const row = element("div", "head");
   const tokens = element("span", "tokens");
@@ -248,7 +269,9 @@ function headRow(head, weights, labels) {
     token.title = `${(100 * weights[i]).toFixed(1)}%`;
     tokens.append(token, document.createElement("wbr"));
   });
-  row.append(element("span", "", `Head ${head + 1}`), tokens);
+  const most = weights.indexOf(Math.max(...weights));
+  const strongest = element("span", "", `${labels[most]} ${(100 * weights[most]).toFixed(0)}%`);
+  row.append(element("span", "", `Head ${head + 1}`), tokens, strongest);
   return row;
 }
 

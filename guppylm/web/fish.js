@@ -1,5 +1,5 @@
 // The fish without its page: its files, text to tokens, tokens to probabilities, and the loop that speaks. The class
-// Fish does what guppylm/tokenizer.py, spelling.py and chat.py do, under the same names.
+// Fish does what guppylm/tokenizer.py, spelling.py and chat.py do, under the same names where it does the same.
 
 const [PAD, IM_START, IM_END] = [0, 1, 2]; // ids
 const SPECIAL = ["<pad>", "<|im_start|>", "<|im_end|>"]; // in the order of their ids
@@ -82,7 +82,7 @@ function activated(worker) {
       if (worker.state === "activated") resolve();
       if (worker.state === "redundant") reject();
     };
-    worker.onstatechange(); // it may have been for long
+    worker.onstatechange(); // it may be active already
   });
 }
 
@@ -92,7 +92,7 @@ function activated(worker) {
 // bytes take the characters from U+0100 on, so that a space is "Ġ".
 const BYTE = new Map();
 for (let byte = 0, next = 256; byte < 256; byte++) {
-  const printable = (byte > 32 && byte < 127) || (byte > 160 && byte < 256 && byte !== 173);
+  const printable = (byte > 32 && byte < 127) || (byte > 160 && byte !== 173);
   BYTE.set(String.fromCharCode(printable ? byte : next++), byte);
 }
 
@@ -101,7 +101,7 @@ export class Fish {
     Object.assign(this, { ort, tok, words, session, contextLength });
   }
 
-  /** A fish from its files. The libraries are imported here, when `download` has shown their progress. */
+  /** A fish from its files. The libraries are imported only here, after `download`, so that the progress bar counts them. */
   static async load(site, files) {
     const ort = await import("onnxruntime-web");
     const { Tokenizer } = await import("@huggingface/tokenizers");
@@ -169,7 +169,10 @@ export class Fish {
   async look(ids, { temperature, topK }) {
     const { logits, attention } = await this.run(ids, true);
     const [layers, , heads, T] = attention.dims; // (layers, 1, heads, T, T); the last row predicted the token
-    const lastRow = (layer, head) => attention.data.subarray(((layer * heads + head + 1) * T - 1) * T).subarray(0, T);
+    const lastRow = (layer, head) => {
+      const end = (layer * heads + head + 1) * T * T; // of this head's (T, T)
+      return attention.data.subarray(end - T, end);
+    };
     const weights = range(layers).map((layer) => range(heads).map((head) => lastRow(layer, head)));
     return { p: probabilities(logits, temperature, topK), weights };
   }
@@ -178,11 +181,11 @@ export class Fish {
   label(id) {
     if (id < SPECIAL.length) return SPECIAL[id];
     const text = this.decode([id]);
-    return text.includes("\uFFFD") ? this.pieces(id).map((piece) => hex(piece.bytes)).join(" ") : visible(text);
+    return text.includes("\uFFFD") ? this.characters(id).map(({ bytes }) => hex(bytes)).join(" ") : visible(text);
   }
 
   /** The characters of a token with the bytes of each; of half a character, the bytes alone. */
-  pieces(id) {
+  characters(id) {
     const text = this.decode([id]);
     if (text.includes("\uFFFD")) return Array.from(this.bytes([id]), (byte) => ({ text: "", bytes: [byte] }));
     return [...text].map((character) => ({ text: visible(character), bytes: [...new TextEncoder().encode(character)] }));
@@ -193,15 +196,16 @@ export class Fish {
   }
 }
 
+const [SHORTEST, LONGEST] = [4, 20]; // letters of a word that is mended
 // Not a part of a word with other letters, or digits.
 const WORD = /(?<![\p{L}\p{N}])[a-z]+(?:'[a-z]+)*(?![\p{L}\p{N}])/gu;
 
 /** A text in lower case, with each unknown word read as the most frequent of `words` that is one slip away. */
 function mend(text, words) {
   return text.replace(WORD, (word) => {
-    if (words.has(word) || word.length < 4 || word.length > 20) return word;
+    if (words.has(word) || word.length < SHORTEST || word.length > LONGEST) return word;
     const known = slips(word).filter((other) => words.has(other));
-    return known.reduce((a, b) => (words.get(b) < words.get(a) ? b : a), known[0] ?? word);
+    return known.sort((a, b) => words.get(a) - words.get(b))[0] ?? word; // the most frequent
   });
 }
 
@@ -221,8 +225,8 @@ function slips(word) {
  */
 export function probabilities(logits, temperature, topK) {
   if (temperature === 0) {
-    const best = logits.indexOf(logits.reduce((a, b) => Math.max(a, b)));
-    return logits.map((_, id) => (id === best ? 1 : 0));
+    const likeliest = logits.indexOf(logits.reduce((a, b) => Math.max(a, b)));
+    return logits.map((_, id) => (id === likeliest ? 1 : 0));
   }
   let scaled = logits.map((x) => x / temperature);
   const sorted = scaled.slice().sort(); // typed arrays sort by number, smallest first
@@ -238,8 +242,11 @@ export function probabilities(logits, temperature, topK) {
 /** An id, drawn with these probabilities. */
 function draw(p) {
   let left = Math.random();
-  const chosen = p.findIndex((x) => (left -= x) < 0);
-  return chosen >= 0 ? chosen : p.indexOf(Math.max(...p)); // rounding may leave a sum a little below 1
+  for (let id = 0; id < p.length; id++) {
+    left -= p[id];
+    if (left < 0) return id;
+  }
+  return best(p, 1)[0]; // rounding may leave a sum a little below 1
 }
 
 /** The n likeliest ids, best first. */

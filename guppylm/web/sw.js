@@ -3,7 +3,7 @@
 //
 // fish.js registers it as sw.js?VERSION, with the version of the build, so that each build gets a worker of its own and
 // a cache of its own. This worker fills the cache with the page itself; the model and the runtime are put there by
-// fish.js, which tells of their progress, and which deletes the caches of older builds once everything is there.
+// fish.js, which shows the progress and deletes the caches of older builds once everything is there.
 
 const OWN = ["./", "style.css", "app.js", "fish.js", "site.json"].map((file) => new URL(file, registration.scope).href);
 const CACHE = `guppy ${registration.scope} ${location.search.slice(1)}`;
@@ -29,12 +29,12 @@ async function newest(request) {
   try {
     return await fetch(request, { cache: "no-cache" });
   } catch {
-    // Of several builds the oldest cache answers first: it is complete, or it would be the only one.
+    // caches.match asks the oldest cache first. Where there are two, that one is complete: the newer is being filled.
     return (await caches.match(request.mode === "navigate" ? OWN[0] : request)) ?? Response.error();
   }
 }
 
-/** The big files never change within a build: once kept, they aren't asked for again. */
+/** The big files have their hash in their address, so a kept one is never out of date, and isn't asked for again. */
 async function kept(request) {
   return (await caches.match(request)) ?? fetch(request);
 }
