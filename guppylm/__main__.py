@@ -74,13 +74,13 @@ def train(args: argparse.Namespace) -> None:
     source = None if args.data else datagen.load_persona(args.persona)
     persona = datagen.about(source) if source else {"name": args.data.resolve().name, "summary": ""}
     out = args.out or Path("checkpoints") / persona["name"]
-    config = settings(args, out)
+    config, device = settings(args, out), pick_device(args.device)
     tok = Tokenizer.load(args.tokenizer) if args.tokenizer else None
     if source:
         prepared = corpus.prepare(source, args.rows, args.eval_rows, config.seed, tok)
     else:
         prepared = corpus.read(args.data, tok)
-    device = parallel.join(pick_device(args.device))
+    device = parallel.join(device)
     if config.batch_size < parallel.size():
         raise ValueError(f"--batch-size {config.batch_size}: too few rows for {parallel.size()} processes")
     precision = parallel.agreed(runs.saved_precision(out, device) if args.resume else pick_precision(device))

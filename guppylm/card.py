@@ -109,7 +109,7 @@ def advice(persona: Persona, card: DataCard) -> list[str]:
         *_few_messages(made),
         *_no_confused(persona),
         *_in_two_topics(made),
-        *_sayable_tests(persona),
+        *sayable_tests(persona),
         *_unused_pools(persona),
         *_repeats(made),
         *_one_opening(card),
@@ -164,7 +164,7 @@ def _bare(message: str) -> str:
     return " ".join(re.sub(f"[{PUNCTUATION}]", " ", message.lower()).split()) or message
 
 
-def _sayable_tests(persona: Persona) -> list[str]:
+def sayable_tests(persona: Persona) -> list[str]:
     """Test phrasings that some user line can say, but for capitals and the mark at their end.
 
     Thousands of lines against hundreds of tests: those that begin with the same piece are tried together by that piece.

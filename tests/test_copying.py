@@ -40,7 +40,7 @@ def test_the_model_learns_and_stands_before_its_first_step(tiny, tok):
     assert not torch.equal(tiny.blocks[0].attn.qkv.weight, before)
 
 
-def test_a_lesson_that_is_cut_short_counts_as_little(tiny, tok):
+def test_a_lesson_that_is_cut_short_does_not_count_either(tiny, tok):
     state = train.start(tiny, CONFIG, torch.float32)
     begun = copying.lesson(state, tok, CONFIG)
     next(begun)

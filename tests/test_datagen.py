@@ -156,10 +156,7 @@ def test_split_keeps_no_evaluation_pair_in_training(small):
 
 def test_a_pair_that_differs_in_capitals_alone_is_the_same_to_the_model(small):
     said = {"output": "yes.", "category": "food"}
-    rows = [{"input": f"{i} peas?", **said} for i in range(20)] + [
-        {"input": "PEAS?", **said},
-        {"input": "peas?", **said},
-    ]
+    rows = [{"input": message, **said} for message in (*(f"{i} peas?" for i in range(20)), "PEAS?", "peas?")]
     train, held = datagen.split(rows, 1)
     assert held == rows[-1:] and train == rows[:20]
 
@@ -177,10 +174,7 @@ NOISY = {
     "capital": "hi. do you like it? i do",
     "no_apostrophe": "don't you like it?",
     "no_punctuation": "well, do you?",
-    "extra_punctuation": "do you?",
     "texting": "do you like it?",
-    "typo": "swimming",
-    "drop_word": "do you like it?",
     "lead_in": "do you?",
     "tag": "do you?",
 }
@@ -202,8 +196,20 @@ def test_noise(guppy, kind, expected):
     pools = {"lead_in": (Word(("hey",)),), "tag": (Word(("lol",)),)}
     persona = dataclasses.replace(guppy, pools=pools, noise={kind: 1.0}, texting={"you": ("u",)})
     noisy = [datagen.add_noise(NOISY[kind], persona, random.Random(i)) for i in range(20)]
-    assert expected in noisy
-    assert set(noisy) <= {expected, NOISY[kind]}
+    assert set(noisy) == ({expected, NOISY[kind]} if kind == "texting" else {expected})  # 7 words in 10 of that kind
+
+
+def test_noise_comes_as_often_as_it_says(guppy):
+    persona = dataclasses.replace(guppy, noise={"shout": 0.3})
+    shouted = [datagen.add_noise("do you?", persona, random.Random(i)) == "DO YOU?" for i in range(2_000)]
+    assert sum(shouted) == pytest.approx(600, abs=80)
+
+
+def test_marks_are_added_at_the_end_and_a_message_of_marks_alone_keeps_them(guppy):
+    loud, quiet = (dataclasses.replace(guppy, noise={f"{kind}_punctuation": 1.0}) for kind in ("extra", "no"))
+    ends = {datagen.add_noise("do you?", loud, random.Random(i)).removeprefix("do you") for i in range(50)}
+    assert ends == {"!!!", "??", "?!", "...", " !!", "!", ".."}
+    assert datagen.add_noise("?!", quiet, random.Random(0)) == "?!"
 
 
 def test_only_small_words_are_dropped(guppy):

@@ -11,15 +11,17 @@ import torch
 from guppylm import corpus, datagen, evaluate
 from guppylm.chat import Bot
 from guppylm.evaluate import Answer
+from guppylm.train import TrainConfig, batches
 
 
 @pytest.fixture
 def scripted(tok, tiny, monkeypatch):
-    """A bot that answers everything with the same reply."""
+    """A bot that answers everything with the same reply, or with what a function makes of the message."""
     bot = Bot(tiny, tok, "minnow")
 
     def says(reply):
-        monkeypatch.setattr(evaluate, "answer", lambda bot, messages, *a, **k: [Answer(reply, True)] * len(messages))
+        to = reply if callable(reply) else lambda message: reply
+        monkeypatch.setattr(evaluate, "answer", lambda bot, messages, *a, **k: [Answer(to(m), True) for m in messages])
         return bot
 
     return says
@@ -90,6 +92,14 @@ def test_the_card_has_every_set(small, scripted, tmp_path):
     assert "100 messages that name something: " in text
     assert "composed" not in text  # nobody said what this bot was trained on
     assert card == json.loads(json.dumps(card))
+
+
+def test_each_answer_is_judged_with_its_own_prompt(small, scripted):
+    food = ("want some", "i have", "snack")
+    bot = scripted(lambda message: "peas. yes." if any(word in message.lower() for word in food) else "yes. yes.")
+    card = evaluate.evaluate(bot, small, {})
+    assert {result["on_topic"] for result in card["replies"].values()} == {1.0}
+    assert card["robustness"]["as they are"] == card["robustness"]["in capitals"] == 1.0
 
 
 def test_a_reply_names_what_the_message_names(small, scripted):
@@ -200,6 +210,8 @@ def test_composed_replies_are_those_that_no_training_row_holds(small):
     known = corpus.training_replies(small, training)
     first, _ = datagen.split(datagen.generate(small, 24, 3), 4)
     assert {row["output"] for row in first} < known  # later passes met others
+    prepared, config = corpus.prepare(small, 20, 4, seed=3), TrainConfig(steps=7, batch_size=8, seed=3)
+    assert {prepared.tok.decode(row.ids[row.prompt :]) for rows in batches(prepared, config) for row in rows} <= known
     met = sorted(known)[0]
     new = next(c.reply for c in datagen.conversations(small, 2_000, 5) if c.reply not in known)
     result = evaluate.novelty(small, training, ["hi"] * 4, [met, met, new, "blub"])
@@ -224,13 +236,14 @@ def test_prompts_on_unknown_topics_are_refused(small, scripted, tmp_path):
         evaluate.evaluate(scripted("x"), small, {}, file)
 
 
-def test_answers_together_are_the_answers_alone(tok, tiny, monkeypatch):
-    """Greedy, so that the order of random draws plays no part. Prompts of one length, of another, and the same one."""
+@pytest.mark.parametrize(("temperature", "top_k"), [(0, 0), (0.01, 0), (1.0, 1)])
+def test_answers_together_are_the_answers_alone(tok, tiny, monkeypatch, temperature, top_k):
+    """The likeliest token each time, so that the order of random draws plays no part. Prompts of several lengths."""
     bot = Bot(tiny.eval(), tok, "minnow")
     one_hot = torch.eye(tok.vocab_size)  # the token of all that came before: an untrained model says one thing to all
     monkeypatch.setattr(bot, "next_logits", lambda ids: one_hot[ids.sum(dim=1) % tok.vocab_size])
     messages = ["hello", "do you like the castle?", "fish", "hello fish", "x" * 500, "food", "hello", "snow", "moon"]
-    together = [answer.text for answer in evaluate.answer(bot, messages, 0, 0, 0)]
+    together = [answer.text for answer in evaluate.answer(bot, messages, temperature, top_k, 0)]
     assert together == [bot.reply(message, temperature=0) for message in messages]
     assert len(set(together)) > 4
 

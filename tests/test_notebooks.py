@@ -148,7 +148,7 @@ def test_the_parameters_add_up(executed):
         assert any("8,726,016 = 8,726,016" in written(cell) for cell in code_cells(notebook))
 
 
-def test_it_is_there_to_be_read():
+def test_there_is_more_to_read_than_to_run():
     notebook = nbformat.read(ROOT / "train_guppylm.ipynb", as_version=4)
     lengths = [len(cell.source.splitlines()) for cell in code_cells(notebook)]
     assert len(notebook.cells) - len(lengths) >= 1.2 * len(lengths)
