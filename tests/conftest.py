@@ -1,6 +1,6 @@
 """A small persona, a small tokenizer and a small model, made anew: no test needs a GPU or another test.
 
-Nor the network, except that npm may have to fetch the libraries of the page.
+No test needs the network either, except that npm may have to fetch the libraries of the page.
 """
 
 import os

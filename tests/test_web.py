@@ -1,11 +1,13 @@
 """The page in a real browser, headless Chromium, with no way out but to this machine."""
 
+import copy
 import gzip
 import json
 import os
 import random
 import shutil
 import threading
+from contextlib import contextmanager
 
 import numpy as np
 import onnxruntime
@@ -49,8 +51,10 @@ def folder(fish, tmp_path_factory):
         missing("npm")
     out = tmp_path_factory.mktemp("site")
     origin = site.build(*fish, out)
-    if origin != "the page carries its libraries itself and needs no other host":
+    load = json.loads((out / "site.json").read_text(encoding="utf-8"))["load"]
+    if any("://" in file["url"] for file in load):
         missing(f"what the page needs ({origin})")
+    assert origin == "the page carries its libraries itself and needs no other host"
     return out
 
 
@@ -66,13 +70,22 @@ def browser():
         running.close()
 
 
-@pytest.fixture
-def server(folder):
+@contextmanager
+def served(folder):
+    """The address at which a folder is served."""
     running = site.server(folder, 0)
     threading.Thread(target=running.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{running.server_address[1]}/"
-    running.shutdown()
-    running.server_close()
+    try:
+        yield f"http://127.0.0.1:{running.server_address[1]}/"
+    finally:
+        running.shutdown()
+        running.server_close()
+
+
+@pytest.fixture
+def server(folder):
+    with served(folder) as address:
+        yield address
 
 
 @pytest.fixture
@@ -115,9 +128,9 @@ def rounded(model):
     for name, w in model.state_dict().items():
         scale = w.abs().amax(-1, keepdim=True).clamp(min=1e-10) / 127
         weights[name] = (w / scale).round() * scale if w.dim() == 2 else w
-    copy = type(model)(model.config)
-    copy.load_state_dict(weights)
-    return copy.eval()
+    twin = type(model)(model.config)
+    twin.load_state_dict(weights)
+    return twin.eval()
 
 
 def onnx_reply(session, tok, ids):
@@ -223,28 +236,22 @@ def test_it_works_offline_after_the_first_visit(page):
 def test_after_a_new_build_the_new_fish_answers(browser, fish, folder, tmp_path):
     """The worker and the cache of the old build are still there, and its files have the same names."""
     model, tok, record = fish
-    shutil.copytree(folder, tmp_path / "site")
-    running = site.server(tmp_path / "site", 0)
-    threading.Thread(target=running.serve_forever, daemon=True).start()
-    context = browser.new_context()
-    page = context.new_page()
-    page.goto(f"http://127.0.0.1:{running.server_address[1]}/")
-    page.get_by_role("button", name="Wake").click()
-    wait(page, "window.guppy?.ready ?? false")
-    wait(page, "navigator.serviceWorker.controller !== null")
-    other = type(model)(model.config).eval()
-    other.load_state_dict(model.state_dict())
-    torch.nn.init.zeros_(other.norm.bias)
-    torch.nn.init.zeros_(other.norm.weight)  # it knows nothing any more
-    site.build(other, tok, record, tmp_path / "site")
-    page.reload()
-    page.get_by_role("button", name="Wake").click()
-    wait(page, "window.guppy?.ready ?? false")
-    first = "window.guppy.reply('hello', {temperature: 0, topK: 0})"
-    assert page.evaluate(first) != chat.Bot(rounded(model), tok, "guppy").reply("hello", temperature=0)
-    context.close()
-    running.shutdown()
-    running.server_close()
+    site_folder = shutil.copytree(folder, tmp_path / "site")
+    with served(site_folder) as address, browser.new_context() as context:
+        page = context.new_page()
+        page.goto(address)
+        page.get_by_role("button", name="Wake").click()
+        wait(page, "window.guppy?.ready ?? false")
+        wait(page, "navigator.serviceWorker.controller !== null")
+        other = copy.deepcopy(model)
+        torch.nn.init.zeros_(other.norm.bias)
+        torch.nn.init.zeros_(other.norm.weight)  # it knows nothing any more
+        site.build(other, tok, record, site_folder)
+        page.reload()
+        page.get_by_role("button", name="Wake").click()
+        wait(page, "window.guppy?.ready ?? false")
+        first = "window.guppy.reply('hello', {temperature: 0, topK: 0})"
+        assert page.evaluate(first) != chat.Bot(rounded(model), tok, "guppy").reply("hello", temperature=0)
 
 
 def test_the_first_visit_is_small_enough(folder):
