@@ -1,4 +1,4 @@
-"""The command line: `python -m guppylm data | train | chat | evaluate | export | web`. One function a sub-command.
+"""The command line: `python -m guppylm data | train | chat | evaluate | export | web`. One function per sub-command.
 
 What a sub-command needs is imported inside it, so that `chat` starts fast and needs torch and tokenizers alone.
 """
@@ -12,7 +12,6 @@ import shlex
 import sys
 import time
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 
@@ -49,8 +48,7 @@ def samples(persona, topic: str | None, n: int, seed: int):
     """n conversations to read, of one topic or of any."""
     from guppylm import datagen
 
-    drawn = datagen.conversations(persona, sys.maxsize, seed)
-    return itertools.islice((c for c in drawn if topic in (None, c.topic)), n)
+    return itertools.islice((c for c in datagen.endless(persona, seed) if topic in (None, c.topic)), n)
 
 
 def rows_of(persona, args: argparse.Namespace):
@@ -71,60 +69,71 @@ def train(args: argparse.Namespace) -> None:
     from guppylm.model import GuppyLM, ModelConfig
     from guppylm.tokenizer import Tokenizer
 
-    chosen = {name: value for name, value in vars(args).items() if name in training.TrainConfig.__annotations__}
-    chosen = {name: value for name, value in chosen.items() if value is not None}
     if args.minutes and args.eval_every:
         raise ValueError("--minutes evaluates ten times, however many steps fit: leave out --eval-every")
     source = None if args.data else datagen.load_persona(args.persona)
     persona = datagen.about(source) if source else {"name": args.data.resolve().name, "summary": ""}
     out = args.out or Path("checkpoints") / persona["name"]
-    if args.resume:
-        config = runs.saved_config(out, chosen)
-    elif not args.profile and ((out / "state.pt").exists() or (out / "model.pt").exists()):
-        raise ValueError(f"{out}: there is a model already: add --resume to go on, or choose another --out")
-    else:
-        config = training.TrainConfig(**chosen)
-        config = replace(config, warmup_steps=min(config.warmup_steps, config.steps // 10))
+    config, device = settings(args, out), pick_device(args.device)
     tok = Tokenizer.load(args.tokenizer) if args.tokenizer else None
-    rows = (
-        corpus.prepare(source, args.rows, args.eval_rows, config.seed, tok) if source else corpus.read(args.data, tok)
-    )
-    device = parallel.join(pick_device(args.device))
+    if source:
+        prepared = corpus.prepare(source, args.rows, args.eval_rows, config.seed, tok)
+    else:
+        prepared = corpus.read(args.data, tok)
+    device = parallel.join(device)
     if config.batch_size < parallel.size():
         raise ValueError(f"--batch-size {config.batch_size}: too few rows for {parallel.size()} processes")
     precision = parallel.agreed(runs.saved_precision(out, device) if args.resume else pick_precision(device))
 
     def begin() -> training.State:
         torch.manual_seed(config.seed)
-        return training.start(GuppyLM(ModelConfig(vocab_size=rows.tok.vocab_size)).to(device), config, precision)
+        return training.start(GuppyLM(ModelConfig(vocab_size=prepared.tok.vocab_size)).to(device), config, precision)
 
     if args.profile:
-        report = measure.profile(begin(), rows, config)
+        report = measure.profile(begin(), prepared, config)
         if parallel.rank() == 0:
             print(report)
         parallel.leave()
         return
     if args.minutes and not args.resume:
-        config = runs.fit(config, 60 * args.minutes, *measure.seconds(begin(), rows, config))
+        config = runs.fit(config, 60 * args.minutes, *measure.seconds(begin(), prepared, config))
     state = begin()
     if args.resume:
-        runs.resume(out, state, rows)
+        runs.resume(out, state, prepared)
     together = ["torchrun", "--nproc-per-node", str(parallel.size()), "-m"] if parallel.size() > 1 else []
     command = shlex.join([*together, "guppylm", *sys.argv[1:]])
-    drawn = {"rows": len(rows.train)} if args.data else {"rows": args.rows, "eval_rows": args.eval_rows}
+    drawn = {"rows": len(prepared.train)} if args.data else {"rows": args.rows, "eval_rows": args.eval_rows}
     record = {"persona": persona, "training": {"command": command, **drawn}}
-    events = training.train(state, rows, config)
     if parallel.rank() == 0:
-        bot = chat.Bot(state.model, rows.tok, persona["name"])
-        introduce(state, rows, config)
-        show(events, state, rows, config, bot, out, record)
+        introduce(state, prepared, config)
+        runs.save_state(
+            out, state, prepared, config
+        )  # at once: shows a folder that can't be written to before all work
+    learn_to_copy(state, prepared, config)
+    events = training.train(state, prepared, config)
+    if parallel.rank() == 0:
+        bot = chat.Bot(state.model, prepared.tok, persona["name"])
+        show(events, state, prepared, config, bot, out, record)
     else:
         with runs.interrupts() as interrupted:
             for _ in events:  # another process prints and saves
                 if stop_together(interrupted, state) and state.step < config.steps:
-                    parallel.leave()
-                    sys.exit(130)
+                    stop("")
     parallel.leave()
+
+
+def settings(args: argparse.Namespace, out: Path):
+    """The TrainConfig that the options ask for; with --resume, that of the run in `out`."""
+    from guppylm import runs
+    from guppylm.train import TrainConfig
+
+    given = {name: getattr(args, name, None) for name in TrainConfig.__annotations__}
+    given = {name: value for name, value in given.items() if value is not None}
+    if args.resume:
+        return runs.saved_config(out, given)
+    if not args.profile and ((out / "state.pt").exists() or (out / "model.pt").exists()):
+        raise ValueError(f"{out}: there is a model already: add --resume to go on, or choose another --out")
+    return runs.suited(TrainConfig(**given))
 
 
 def stop_together(interrupted: list[int], state) -> bool:
@@ -134,36 +143,64 @@ def stop_together(interrupted: list[int], state) -> bool:
     return parallel.total(len(interrupted), state.device) > 0
 
 
-def introduce(state, rows, config) -> None:
+def stop(message: str) -> None:
+    """End at Ctrl-C, in all processes; the first one says what was kept."""
+    from guppylm import parallel
+
+    if parallel.rank() == 0:
+        print(message)
+    parallel.leave()
+    sys.exit(130)
+
+
+def introduce(state, prepared, config) -> None:
     """Say what is about to be trained, and where it starts from."""
-    vocabulary = rows.tok.vocab_size
-    print(f"{state.model.n_parameters():,} parameters, {len(rows.train):,} rows, {config.steps:,} steps, "
-          f"on {state.device} in {str(state.precision)[6:]}")  # fmt: skip
+    vocabulary = prepared.tok.vocab_size
+    print(f"{state.model.n_parameters():,} parameters, {len(prepared.train):,} rows, {config.steps:,} steps, "
+          f"on {state.device} in {str(state.precision).removeprefix('torch.')}")  # fmt: skip
     print(f"an untrained model's loss is ln {vocabulary:,} = {math.log(vocabulary):.2f}, as unsure as choosing among "
           f"{vocabulary:,} tokens", flush=True)  # fmt: skip
 
 
-def show(events, state, rows, config, bot, out: Path, record: dict) -> None:
-    """Print what happens while training, save it after each evaluation and every minute, and at Ctrl-C."""
-    from guppylm import parallel, runs
+def learn_to_copy(state, prepared, config) -> None:
+    """The lesson before the first conversation. A run that is stopped in it begins it anew."""
+    from tqdm import tqdm
 
-    runs.save_state(out, state, rows, config)  # at once: a folder that can't be written to shows before the training
+    from guppylm import copying, parallel, runs
+    from guppylm.train import unsure
+
+    state.clock.lap("printing and saving")
+    hidden = parallel.rank() > 0 or not sys.stderr.isatty()
+    losses = tqdm(copying.lesson(state, prepared.tok, config), total=config.copy_steps, disable=hidden, leave=False)
+    with runs.interrupts() as interrupted:
+        for step, loss in enumerate(losses, start=1):
+            stopped = stop_together(interrupted, state)
+            if parallel.rank() == 0 and (stopped or step % 50 == 0):
+                done = f"copying random tokens, step {step}/{config.copy_steps}"
+                print(f"{done}: loss {loss:.3f}, {unsure(loss)}", flush=True)
+            if stopped:
+                stop("stopped in the lesson: the same command with --resume begins it anew")
+
+
+def show(events, state, prepared, config, bot, out: Path, record: dict) -> None:
+    """Print what happens while training, save it after each evaluation and every minute, and at Ctrl-C."""
+    from guppylm import runs
+
     saved = time.monotonic()
     with runs.interrupts() as interrupted:
         for progress in show_progress(events, state.step, config.steps):
-            stop = stop_together(interrupted, state)
+            stopped = stop_together(interrupted, state)
             if progress.evaluation:
                 print(runs.describe(progress, config))
-                print(f"  you> {rows.message}\n  {bot.name}> {bot.reply(rows.message, seed=config.seed)}", flush=True)
-                runs.save(out, state, rows, config, record)
+                reply = bot.reply(prepared.message, seed=config.seed)
+                print(f"  you> {prepared.message}\n  {bot.name}> {reply}", flush=True)
+                runs.save(out, state, prepared, config, record)
                 saved = time.monotonic()
-            elif stop or time.monotonic() - saved > 60:
-                runs.save_state(out, state, rows, config)
+            elif stopped or time.monotonic() - saved > 60:
+                runs.save_state(out, state, prepared, config)
                 saved = time.monotonic()
-            if stop and state.step < config.steps:
-                print(f"stopped after step {state.step} and saved in {out}: the same command with --resume goes on")
-                parallel.leave()
-                sys.exit(130)
+            if stopped and state.step < config.steps:
+                stop(f"stopped after step {state.step} and saved in {out}: the same command with --resume goes on")
     if state.clock.seconds:
         print(runs.describe_time(state.clock.seconds))
     print(f"saved in {out}: python -m guppylm chat --model {out}")
@@ -309,7 +346,7 @@ def extra(name: str):
     try:
         yield
     except ImportError as error:
-        raise ValueError(f"{error.name} is missing: pip install 'guppylm[{name}]'") from error
+        raise ValueError(f"{error.name} is missing: in the checkout, pip install '.[{name}]'") from error
 
 
 def parser() -> argparse.ArgumentParser:
@@ -325,8 +362,8 @@ def parser() -> argparse.ArgumentParser:
 
     def add_rows(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--persona", default="guppy", metavar="NAME|FILE.toml", help="whose data (default: guppy)")
-        sub.add_argument("-n", "--rows", type=whole, default=60_000, help="conversations to train on (default: 60,000)")
-        sub.add_argument("--eval-rows", type=whole, default=1_000, help="conversations kept apart (default: 1,000)")
+        sub.add_argument("-n", "--rows", type=count, default=60_000, help="conversations to train on (default: 60,000)")
+        sub.add_argument("--eval-rows", type=count, default=1_000, help="conversations kept apart (default: 1,000)")
 
     def add_seed(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--seed", type=int, default=0, help="the same seed gives the same rows (default: 0)")
@@ -338,14 +375,15 @@ def parser() -> argparse.ArgumentParser:
     def add_sampling(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
         wildness = "0: always the likeliest token; 1: as trained (default: 0.7)"
-        sub.add_argument("--temperature", type=warmth, default=0.7, help=wildness)
-        sub.add_argument("--top-k", type=natural, default=50, help="choose among so many tokens, 0: all (default: 50)")
+        sub.add_argument("--temperature", type=temperature, default=0.7, help=wildness)
+        top = "choose among so many tokens, 0: all (default: 50)"
+        sub.add_argument("--top-k", type=count_or_zero, default=50, help=top)
 
     sub = command(data)
     add_rows(sub)
     add_seed(sub)
     sub.add_argument("--out", type=Path, default=Path("data"), metavar="DIR", help="where to write (default: data)")
-    sub.add_argument("--sample", type=whole, metavar="N", help="write nothing, print N conversations to read")
+    sub.add_argument("--sample", type=count, metavar="N", help="write nothing, print N conversations to read")
     sub.add_argument("--topic", metavar="NAME", help="with --sample: of this topic alone")
 
     sub = command(train)
@@ -357,12 +395,12 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--resume", action="store_true", help="go on with the run in --out, in its settings")
     sub.add_argument("--profile", action="store_true", help="train nothing: time some steps, and say where it goes")
     length = sub.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=whole, help="optimizer steps")
-    length.add_argument("--minutes", type=positive, help="as many steps as fit into so many minutes here")
-    sub.add_argument("--batch-size", type=whole, help="rows of a step")
-    sub.add_argument("--micro-batch", type=whole, help="rows computed at once: less memory, the same gradients")
-    sub.add_argument("--learning-rate", type=positive, help="the highest of the schedule")
-    sub.add_argument("--eval-every", type=whole, help="steps between evaluations")
+    length.add_argument("--steps", type=count, help="optimizer steps")
+    length.add_argument("--minutes", type=positive_number, help="as many steps as fit into so many minutes here")
+    sub.add_argument("--batch-size", type=count, help="rows of a step")
+    sub.add_argument("--micro-batch", type=count, help="rows computed at once: less memory, the same gradients")
+    sub.add_argument("--learning-rate", type=positive_number, help="the highest of the schedule")
+    sub.add_argument("--eval-every", type=count, help="steps between evaluations")
     sub.add_argument("--seed", type=int, help="of the rows, the first weights and the order")
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
 
@@ -396,30 +434,31 @@ def parser() -> argparse.ArgumentParser:
     sub = command(web)
     add_model(sub)
     sub.add_argument("--out", type=Path, default=Path("site"), metavar="DIR", help="where to build (default: site)")
-    sub.add_argument("--port", type=natural, default=8000, help="to serve it on, 0: any that is free (default: 8000)")
+    port = "to serve it on, 0: any that is free (default: 8000)"
+    sub.add_argument("--port", type=count_or_zero, default=8000, help=port)
     return main
 
 
-def whole(text: str) -> int:
+def count(text: str) -> int:
     if (value := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
     return value
 
 
-def natural(text: str) -> int:
+def count_or_zero(text: str) -> int:
     if (value := int(text)) < 0:
         raise argparse.ArgumentTypeError(f"{text} is below 0")
     return value
 
 
-def positive(text: str) -> float:
+def positive_number(text: str) -> float:
     value = float(text)
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
     return value
 
 
-def warmth(text: str) -> float:
+def temperature(text: str) -> float:
     value = float(text)
     if value and not 0.01 <= value <= 100:
         raise argparse.ArgumentTypeError(f"{text} is neither 0 nor a number from 0.01 to 100")

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 from guppylm.corpus import Corpus
-from guppylm.datagen import Conversation, conversations, takes_over
-from guppylm.grammar import Pools, Slot, Text, pools_of, ways
-from guppylm.persona import Exchange, Persona, Topic
+from guppylm.datagen import Conversation, conversations, pair, takes_over
+from guppylm.grammar import PUNCTUATION, Pools, Slot, Text, pools_of, ways
+from guppylm.persona import Persona, Topic
 
 FEW_MESSAGES = 20  # different messages of a topic below which a model learns them by heart instead of their meaning
 SHARED_OPENING = 0.2  # of all replies; that many may begin alike before it sounds like a machine
@@ -36,7 +36,7 @@ class DataCard:
 
 def data_card(persona: Persona, train: list[dict], held: list[dict], corpus: Corpus) -> DataCard:
     """Count what is in the rows to train on, and compute what lies in the grammar."""
-    pairs = Counter((row["input"], row["output"]) for row in train)
+    pairs = Counter(map(pair, train))
     replies = Counter(row["output"] for row in train)
     lengths = sorted(len(row.ids) for row in corpus.train)
     used = {id for row in corpus.train for id in row.ids}
@@ -49,7 +49,7 @@ def data_card(persona: Persona, train: list[dict], held: list[dict], corpus: Cor
         messages=len({message for message, _ in pairs}),
         replies=len(replies),
         pairs=len(pairs),
-        overlap=len(pairs.keys() & {(row["input"], row["output"]) for row in held}),
+        overlap=len(pairs.keys() & set(map(pair, held))),
         can_say=dict(sorted(counts.items(), key=lambda item: item[1])),
         lengths=(lengths[0], round(median(lengths)), lengths[-1]),
         vocabulary=len(used) / corpus.tok.vocab_size,
@@ -109,7 +109,7 @@ def advice(persona: Persona, card: DataCard) -> list[str]:
         *_few_messages(made),
         *_no_confused(persona),
         *_in_two_topics(made),
-        *_sayable_tests(persona),
+        *sayable_tests(persona),
         *_unused_pools(persona),
         *_repeats(made),
         *_one_opening(card),
@@ -161,31 +161,34 @@ def _in_two_topics(made: list[Conversation]) -> list[str]:
 
 def _bare(message: str) -> str:
     """A message without capitals and punctuation, unless it is nothing else."""
-    return " ".join(re.sub(r"[.,!?;:]", " ", message.lower()).split()) or message
+    return " ".join(re.sub(f"[{PUNCTUATION}]", " ", message.lower()).split()) or message
 
 
-def _sayable_tests(persona: Persona) -> list[str]:
-    lines = [
-        (e, i, line) for topic in persona.topics.values() for e in topic.exchanges for i, line in enumerate(e.user)
-    ]
+def sayable_tests(persona: Persona) -> list[str]:
+    """Test phrasings that some user line can say, but for capitals and the mark at their end.
+
+    Thousands of lines against hundreds of tests: those that begin with the same piece are tried together by that piece.
+    """
+    groups = defaultdict(list)
+    for topic in persona.topics.values():
+        for exchange in topic.exchanges:
+            for i, line in enumerate(exchange.user):
+                groups[line[0], id(exchange.pools)].append((exchange, f"{exchange.place}.user[{i}]", line))
     found = []
     for name, topic in persona.topics.items():
         for test in topic.test:
             bare = test.lower().strip().rstrip(".?!")
-            begins: dict[tuple, bool] = {}  # whether a piece can begin the test: few pieces begin most lines
-            for exchange, i, line in lines:
-                key = (line[0], id(exchange.pools))
-                if key not in begins:
-                    begins[key] = any(_ends(line[:1], exchange.pools, said) for said in (test, bare + "?", bare + "."))
-                if begins[key] and _says(exchange, line, test, bare):
-                    place = f"{exchange.place}.user[{i}]"
-                    found.append(f"topics.{name}.test: {test!r} is no test, {place} can say it: change one of them")
+            wanted = {test, bare, f"{bare}?", f"{bare}."}
+            beginnings = {text[:n] for text in wanted for n in range(len(text) + 1)}
+            for (first, _), group in groups.items():
+                if isinstance(first, str):
+                    possible = first in beginnings
+                else:  # the pools are the same for all of the group
+                    possible = any(_ends((first,), group[0][0].pools, text) for text in wanted)
+                for exchange, place, line in group if possible else []:
+                    if any(len(text) in _ends(line, exchange.pools, text) for text in wanted):
+                        found.append(f"topics.{name}.test: {test!r} is no test, {place} can say it: change one of them")
     return found
-
-
-def _says(exchange: Exchange, line: Text, test: str, bare: str) -> bool:
-    """Whether a user line can say the test, but for capitals and the mark at its end."""
-    return any(len(said) in _ends(line, exchange.pools, said) for said in (test, bare, f"{bare}?", f"{bare}."))
 
 
 def _ends(text: Text, pools: Pools, said: str) -> set[int]:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -37,7 +36,7 @@ class Corpus:
     tok: Tokenizer
     train: list[Row]  # of the first pass
     evaluation: list[Row]
-    texts: str  # the SHA-256 of the rows, by which a run that goes on knows that they are the same
+    digest: str  # SHA-256 of the rows, by which a run that goes on knows that they are the same
     message: str  # one of the evaluation rows', to be answered again and again as training goes on
     floor: float | None = None  # nats a reply that no model can get under on the evaluation rows, where it is known
     draw: Callable[[int], list[Row]] | None = None  # as many rows for a later pass; None: the same ones again
@@ -52,45 +51,49 @@ def prepare(
 ) -> Corpus:
     """n conversations of a persona to train on, n_eval others to measure on, and a tokenizer.
 
-    The tokenizer is trained on the former, where none is given. With one that was learned on other words conversations
+    The tokenizer is trained on the former, if none is given. With one that was learned on other words conversations
     get longer; if at most one in a hundred no longer fits the context, these are left out.
 
-    Every later pass draws new conversations: a model can't learn by heart what it meets but once.
-    PersonaError where a conversation is longer than the context, CONTEXT tokens, or where there is but one.
+    Every later pass draws new conversations: a model can't learn by heart what it meets only once.
+    PersonaError if a conversation is longer than the context (CONTEXT tokens), or if the persona can say only one.
     """
     made = list(datagen.conversations(persona, n + n_eval, seed))
     train, held = datagen.split([c.row() for c in made], n_eval)
     if not train:
         raise datagen.PersonaError(f"{persona.file}: can say one conversation alone: write more lines or replies")
-    given, tok = tok, tokenizer_of(train, tok, datagen.spelled(persona))
-    if given:  # a few may go, but where many are too long the tokenizer is wrong, and that is said below
+    borrowed = tok is not None
+    tok = tokenizer_of(train, tok, datagen.spelled(persona))
+    if borrowed:  # a few may go, but where many are too long the tokenizer is wrong, and that is said below
         kept = [[row for row in rows if len(encode([row], tok)[0].ids) <= CONTEXT] for rows in (train, held)]
-        if sum(map(len, kept)) >= 0.99 * (len(train) + len(held)):
+        if kept[1] and sum(map(len, kept)) >= 0.99 * (len(train) + len(held)):
             train, held = kept
     origin = {(c.message, c.reply): c for c in made}
-    kept_apart = {(row["input"], row["output"]) for row in held}
+    kept_apart = {datagen.pair(row) for row in held}
     said = [origin[row["input"], row["output"]] for row in held]
     floor = -sum(datagen.reply_log_prob(c.exchange, c.shared, c.reply) for c in said) / len(said)
 
-    def as_row(c: datagen.Conversation) -> Row:
-        return Row(*tok.encode_conversation(c.message, c.reply))
-
-    def fitting(c: datagen.Conversation) -> Row:
-        row = as_row(c)
-        if len(row.ids) > CONTEXT:
-            entries = f"{persona.file}: {c.exchange.place}: {', '.join(c.entries)}"
-            too_long = f"make a conversation of {len(row.ids)} tokens, and {CONTEXT} fit"
-            longer = "line" if 2 * row.prompt > len(row.ids) else "reply"
-            raise datagen.PersonaError(f"{entries}: {too_long}: shorten the {longer}")
-        return row
-
     def draw(number: int) -> list[Row]:
         # What is too long stops a run before it begins. Later that would cost the run, so the next is taken instead.
-        again = map(as_row, draw_again(persona, seed, number, kept_apart))
-        return list(islice((row for row in again if len(row.ids) <= CONTEXT), len(train)))
+        again = draw_again(persona, seed, number, kept_apart)
+        encoded = (Row(*tok.encode_conversation(c.message, c.reply)) for c in again)
+        return list(islice((row for row in encoded if len(row.ids) <= CONTEXT), len(train)))
 
-    first, apart = ([fitting(origin[row["input"], row["output"]]) for row in rows] for rows in (train, held))
-    return Corpus(tok, first, apart, digest(train + held), held[0]["input"], floor, draw)
+    train_rows, eval_rows = (
+        [_checked(persona, origin[row["input"], row["output"]], tok) for row in rows] for rows in (train, held)
+    )
+    return Corpus(tok, train_rows, eval_rows, digest_of(train + held), held[0]["input"], floor, draw)
+
+
+def _checked(persona: datagen.Persona, c: datagen.Conversation, tok: Tokenizer) -> Row:
+    """A conversation as token ids. PersonaError names the entries it was made from if it is longer than CONTEXT."""
+    row = Row(*tok.encode_conversation(c.message, c.reply))
+    if len(row.ids) <= CONTEXT:
+        return row
+    longer = "line" if 2 * row.prompt > len(row.ids) else "reply"
+    raise datagen.PersonaError(
+        f"{persona.file}: {c.exchange.place}: {', '.join(c.entries)}: make a conversation of {len(row.ids)} tokens, "
+        f"and {CONTEXT} fit: shorten the {longer}"
+    )
 
 
 def tokenizer_of(rows: list[dict[str, str]], given: Tokenizer | None, lines: Iterable[str] = ()) -> Tokenizer:
@@ -106,11 +109,8 @@ def draw_again(
     persona: datagen.Persona, seed: int, number: int, kept_apart: set[tuple[str, str]]
 ) -> Iterator[datagen.Conversation]:
     """The conversations of a later pass, without end: new ones, and none of those that are kept apart to measure on."""
-    rng = random.Random(f"{seed}/{number}")
-    while True:
-        c = datagen.converse(persona, rng)
-        if (c.message, c.reply) not in kept_apart:
-            yield c
+    made = datagen.endless(persona, f"{seed}/{number}")
+    return (c for c in made if datagen.pair(c.row()) not in kept_apart)
 
 
 def training_replies(persona: datagen.Persona, training: dict) -> set[str]:
@@ -120,7 +120,7 @@ def training_replies(persona: datagen.Persona, training: dict) -> set[str]:
     """
     rows = datagen.generate(persona, training["rows"] + training["eval_rows"], training["seed"])
     train, held = datagen.split(rows, training["eval_rows"])
-    kept_apart = {(row["input"], row["output"]) for row in held}
+    kept_apart = {datagen.pair(row) for row in held}
     replies = {row["output"] for row in train}
     passes = math.ceil(training.get("step", training["steps"]) / max(1, len(train) // training["batch_size"]))
     for number in range(1, passes):
@@ -133,7 +133,7 @@ def read(folder: Path, tok: Tokenizer | None = None) -> Corpus:
     """folder/train.jsonl and folder/eval.jsonl as a corpus. ValueError names the file and line of a mistake."""
     train, held = read_rows(folder / "train.jsonl"), read_rows(folder / "eval.jsonl")
     tok = tokenizer_of(train, tok)
-    corpus = Corpus(tok, encode(train, tok), encode(held, tok), digest(train + held), held[0]["input"])
+    corpus = Corpus(tok, encode(train, tok), encode(held, tok), digest_of(train + held), held[0]["input"])
     for name, rows in (("train", corpus.train), ("eval", corpus.evaluation)):
         for i, row in enumerate(rows):
             if len(row.ids) > CONTEXT:
@@ -143,7 +143,7 @@ def read(folder: Path, tok: Tokenizer | None = None) -> Corpus:
 
 
 def read_lines(file: Path) -> list[str]:
-    """The lines of a text file. ValueError where it isn't UTF-8."""
+    """The lines of a text file. ValueError if it isn't UTF-8."""
     try:
         return file.read_text(encoding="utf-8").rstrip("\n").split("\n")
     except UnicodeDecodeError as error:
@@ -170,7 +170,7 @@ def write_rows(folder: Path, train: list[dict[str, str]], held: list[dict[str, s
         write_text(folder / f"{name}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def digest(rows: list[dict[str, str]]) -> str:
+def digest_of(rows: list[dict[str, str]]) -> str:
     """A short name for exactly these rows."""
     return hashlib.sha256(json.dumps([(row["input"], row["output"]) for row in rows]).encode()).hexdigest()
 

@@ -1,19 +1,23 @@
 """From a persona to conversations: sampling its grammar, adding the noise of real typing, keeping some rows apart.
 
 A topic holds exchanges: lines that a user may type, and the parts of the replies that answer them. Generation is a
-pure function of (persona, number, seed). Because we wrote the grammar, `log_prob` knows the exact probability of
-every reply, and with it the lowest loss that any model can reach.
+pure function of (persona, number, seed). Because we wrote the grammar, `reply_log_prob` knows the exact probability of
+every reply to a message that is fully understood, and with it a floor: no model can do better, and where a message can
+be read in two ways, none quite reaches it.
 """
 
 import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
-from guppylm.grammar import Slot, Words, expand, fillings, pick, pools_of, ways
-from guppylm.persona import Exchange, Persona, PersonaError, load_persona
+from guppylm.grammar import PUNCTUATION, Slot, Words, expand, fillings, fold, pick, ways
+from guppylm.persona import Exchange, Persona, PersonaError, Topic, load_persona
 
-__all__ = ["PersonaError", "load_persona"]  # so that a notebook needs one import
+__all__ = ["PersonaError", "load_persona"]  # not used here: passed on, so that a notebook needs one import
+
+Decks = dict[str, Iterator[tuple[Exchange, int]]]  # by topic, the user lines that are still to come
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class Conversation:
 
     topic: str
     exchange: Exchange
-    shared: Words = field(repr=False)  # the words that the reply takes over from the message
+    shared: Words = field(repr=False)  # the words of the message, by pool, of which the reply may take some over
     message: str
     reply: str
     entries: tuple[str, ...]  # of the exchange that were used, such as ("user[3]", "reply[0][2]", "reply[1][0]")
@@ -31,11 +35,11 @@ class Conversation:
         return {"input": self.message, "output": self.reply, "category": self.topic}
 
 
-def converse(persona: Persona, rng: random.Random) -> Conversation:
-    """Sample one conversation: a topic, one of its user lines with the words in it, noise, and a reply."""
+def converse(persona: Persona, rng: random.Random, decks: Decks) -> Conversation:
+    """Sample one conversation: a topic, its next user line with words drawn for it, noise, and a reply."""
     names = list(persona.topics)
     topic = rng.choices(names, [persona.topics[name].weight for name in names])[0]
-    exchange, line = pick(rng, [(e, i) for e in persona.topics[topic].exchanges for i in range(len(e.user))])
+    exchange, line = next(decks[topic])
     shared: Words = {}
     message = expand(exchange.user[line], exchange.pools, rng, shared, {})
     reply, chosen = say(exchange, shared, rng)
@@ -51,11 +55,28 @@ def say(exchange: Exchange, shared: Words, rng: random.Random) -> tuple[str, lis
     return " ".join(text for text in said if text), chosen
 
 
-def conversations(persona: Persona, n: int, seed: int = 0) -> Iterator[Conversation]:
-    """n conversations, one after the other: the same on every machine, and the first of them for any larger n."""
+def deal(topic: Topic, rng: random.Random) -> Iterator[tuple[Exchange, int]]:
+    """User lines of a topic without end, like cards of a deck: all of them, shuffled, before any comes again.
+
+    Of 500 lines thrown like dice 10 times each, one comes up 20 times and another twice: too seldom to be learned.
+    """
+    lines = [(exchange, line) for exchange in topic.exchanges for line in range(len(exchange.user))]
+    while True:
+        lines.sort(key=lambda line: rng.random())  # shuffle() may change with Python's version, random() does not
+        yield from lines
+
+
+def endless(persona: Persona, seed: int | str) -> Iterator[Conversation]:
+    """Conversations, one after the other, without end: the same on every machine."""
     rng = random.Random(seed)
-    for _ in range(n):
-        yield converse(persona, rng)
+    decks = {name: deal(topic, rng) for name, topic in persona.topics.items()}
+    while True:
+        yield converse(persona, rng, decks)
+
+
+def conversations(persona: Persona, n: int, seed: int = 0) -> Iterator[Conversation]:
+    """The first n conversations of this seed."""
+    return islice(endless(persona, seed), n)
 
 
 def generate(persona: Persona, n: int = 60_000, seed: int = 0) -> list[dict[str, str]]:
@@ -92,14 +113,23 @@ def misspell(text: str, rng: random.Random) -> str:
     if not letters:
         return text
     i = pick(rng, letters)
-    near = [row[max(0, row.index(c) - 1) : row.index(c) + 2] for row in KEYS if (c := text[i].lower()) in row]
-    slip = pick(rng, near[0]) if near else text[i]
-    return pick(rng, (text[: i - 1] + text[i] + text[i - 1] + text[i + 1 :], text[:i] + text[i + 1 :],
-                      text[:i] + text[i] + text[i:], text[:i] + slip + text[i + 1 :]))  # fmt: skip
+    slips = [
+        text[: i - 1] + text[i] + text[i - 1] + text[i + 1 :],  # two letters swapped
+        text[:i] + text[i + 1 :],  # one left out
+        text[:i] + text[i] + text[i:],  # one doubled
+    ]
+    for row in KEYS:
+        if (at := row.find(text[i].lower())) >= 0:
+            neighbours = row[max(0, at - 1) : at] + row[at + 1 : at + 2]
+            slips.append(text[:i] + pick(rng, neighbours) + text[i + 1 :])
+    return pick(rng, [slip for slip in slips if slip != text])  # two equal letters, swapped, are no slip
 
 
 def add_noise(message: str, persona: Persona, rng: random.Random) -> str:
-    """The message as real people type it. Every kind is tried in turn, each with its probability in [noise]."""
+    """The message as real people type it. Every kind is tried in turn, each with its probability in [noise].
+
+    Capitals are for other readers of the rows: our tokenizer puts every message in lower case.
+    """
 
     def happens(kind: str) -> bool:
         return rng.random() < persona.noise.get(kind, 0)
@@ -120,7 +150,8 @@ def add_noise(message: str, persona: Persona, rng: random.Random) -> str:
     if happens("typo"):
         message = misspell(message, rng)
     if happens("no_punctuation"):
-        message = "".join(c for c in message if c not in ".,!?;:")
+        bare = "".join(c for c in message if c not in PUNCTUATION)
+        message = bare if bare.strip() else message  # which may be "?!", and nothing else
     elif happens("extra_punctuation"):
         message = message.rstrip(".!?") + pick(rng, ("!!!", "??", "?!", "...", " !!", "!", ".."))
     if happens("shout"):
@@ -137,18 +168,23 @@ def capitalise(text: str) -> str:
     return " ".join(words)
 
 
+def pair(row: dict[str, str]) -> tuple[str, str]:
+    """Message and reply of a row as a model meets them: it reads in lower case, so capitals don't make another pair."""
+    return row["input"].lower(), row["output"]
+
+
 def split(rows: list[dict[str, str]], n_eval: int) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     """Keep the last n_eval distinct pairs for evaluation, and take every copy of them out of the training rows.
 
     A small persona has few different pairs; of these at most one in ten is kept apart.
     """
-    distinct = len({(row["input"], row["output"]) for row in rows})
+    distinct = len({pair(row) for row in rows})
     held: dict[tuple[str, str], dict[str, str]] = {}
     for row in reversed(rows):
         if len(held) == min(n_eval, max(1, distinct // 10)):
             break
-        held.setdefault((row["input"], row["output"]), row)
-    return [row for row in rows if (row["input"], row["output"]) not in held], list(held.values())
+        held.setdefault(pair(row), row)
+    return [row for row in rows if pair(row) not in held], list(held.values())
 
 
 def reply_log_prob(exchange: Exchange, shared: Words, reply: str) -> float:
@@ -168,16 +204,18 @@ def reply_log_prob(exchange: Exchange, shared: Words, reply: str) -> float:
 
 
 def takes_over(exchange: Exchange, shared: Words, reply: str) -> bool:
-    """Whether the exchange can say this with any word of some pool, and the message has decided which it should be."""
+    """Whether the reply says a word that the message decides, even if it says the wrong one."""
     free, given = (reply_log_prob(exchange, words, reply) for words in ({}, shared))
-    return free > -math.inf and not math.isclose(free, given)
+    return not math.isclose(free, given)
 
 
 def log_prob(persona: Persona, topic: str, message: str, reply: str) -> float:
-    """ln P(reply | topic, message), exact, natural log; -inf if the topic's templates can't say it.
+    """ln P(reply | topic, words that the message names), natural log; -inf if the topic's templates can't say it.
 
-    Each exchange of the topic counts with its share of the user lines. A word that the message names is taken to be
-    shared, where the exchange shares it; where none is named, as in a phrasing we never wrote, it is drawn afresh.
+    Which exchange of the topic was meant is not asked of the message: each counts with its share of the user lines. A
+    word that the message names is taken to be shared, where a text of the reply uses its pool; where none is named, as
+    in a phrasing we never wrote, or where only a word of another pool uses it, it is drawn afresh. For a conversation
+    of our own, `reply_log_prob` with the words of its message is exact in all this.
     """
     exchanges = persona.topics[topic].exchanges
     lines = sum(len(exchange.user) for exchange in exchanges)
@@ -190,17 +228,10 @@ def log_prob(persona: Persona, topic: str, message: str, reply: str) -> float:
 
 def shared_words(exchange: Exchange, message: str) -> Words:
     """The words of a message that replies of this exchange may take over: of each pool, the longest one it names."""
-    said = _fold(message)
-    by_user = set.union(*(pools_of(line, exchange.pools) for line in exchange.user))
-    by_guppy = {slot.pool for part in exchange.reply for text in part for slot in text if isinstance(slot, Slot)}
+    said = fold(message)
     shared: Words = {}
-    for pool in by_user & by_guppy:
-        named = [word for word in fillings(exchange.pools[pool], exchange.pools) if _fold(word.text[0]) in said]
+    for pool in exchange.taken_over:
+        named = [word for word in fillings(exchange.pools[pool], exchange.pools) if fold(word.text[0]) in said]
         if named:
             shared[pool] = max(named, key=lambda word: len(word.text[0]))
     return shared
-
-
-def _fold(text: str) -> str:
-    """Letters and digits alone, in lower case, between spaces: what capitals and punctuation can't change."""
-    return f" {' '.join(''.join(c for c in word if c.isalnum()) for word in text.lower().split())} "

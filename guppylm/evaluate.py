@@ -7,6 +7,8 @@ import json
 import math
 import random
 from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -16,22 +18,21 @@ import torch
 from guppylm import corpus, datagen
 from guppylm.chat import Bot, probabilities
 from guppylm.device import mixed_precision, pick_precision
-from guppylm.grammar import Words, expand, pick
-from guppylm.persona import Persona, Topic
+from guppylm.grammar import PUNCTUATION, Slot, Word, Words, expand, fold, pick
+from guppylm.persona import Exchange, Persona, Topic
 from guppylm.tokenizer import IM_END
 from guppylm.train import TrainConfig, micro_batches, token_losses, unsure
 
 FRESH, FRESH_SEED = 300, 987_654_321  # messages drawn for the card, from a seed that no training run has used
 NAMING = 100  # fresh messages whose own reply takes a word over from them
 DRAWS = 3  # how often each message is answered
-AT_ONCE = 128  # rows of a batch: what many more have to keep at hand is too much for a processor's caches
+AT_ONCE = 128  # rows of a batch: more would not fit a processor's caches
 
 # The same messages as other people would have typed them
 DISTURBED = {
     "in capitals": lambda message, rng: message.upper(),
     "without punctuation": lambda message, rng: "".join(c for c in message if c.isalnum() or c == " "),
     "with one typo": datagen.misspell,
-    "after 'hey guppy,'": lambda message, rng: f"hey guppy, {message}",
 }
 
 
@@ -63,7 +64,8 @@ def answer(
     ids = torch.empty(0, shortest, dtype=torch.long)  # (B, T), and longer by one at each step
     for length in range(shortest, context):
         joining = waiting[length]
-        ids = torch.cat([ids, torch.tensor([prompts[i] for i in joining], dtype=torch.long).view(-1, length)])
+        joined = torch.tensor([prompts[i] for i in joining], dtype=torch.long).view(-1, length)  # (b, T)
+        ids = torch.cat([ids, joined])  # (B, T) and (b, T) -> (B + b, T)
         group = group + joining
         chosen = ids.new_empty(0, 1)
         if group:
@@ -83,13 +85,45 @@ def answer(
     return answers
 
 
-def can_say(topic: Topic, reply: str) -> bool:
-    """Whether any exchange of the topic can say this, whatever words a message may have given it."""
-    return any(datagen.reply_log_prob(exchange, {}, reply) > -math.inf for exchange in topic.exchanges)
+def can_say(topic: Topic, reply: str, message: str = "") -> bool:
+    """Whether any exchange of the topic can say this, whatever words the message may have given it.
+
+    Where it takes a word over, that may be one of the message that the pool lacks.
+    """
+    return any(
+        datagen.reply_log_prob(exchange, words, reply) > -math.inf
+        for exchange in topic.exchanges
+        if begins(exchange, reply)
+        for words in ({}, *taken_words(exchange, reply, message))
+    )
+
+
+def begins(exchange: Exchange, reply: str) -> bool:
+    """Whether a reply of the exchange may begin like this one. It rules out most of them, at little cost."""
+    first = (text[0] if text else "" for text in exchange.reply[0])
+    return any(isinstance(piece, Slot) or reply.startswith(piece) for piece in first)
+
+
+def taken_words(exchange: Exchange, reply: str, message: str) -> Iterator[Words]:
+    """Each way to take one to four words in a row, said in both message and reply, as the word of a pool.
+
+    Words that stand in the exchange's own lines ("do you") don't name anything.
+    """
+    words, asked = reply.split(), fold(message)
+    texts = {" ".join(words[i : i + n]).strip(PUNCTUATION) for i in range(len(words)) for n in (1, 2, 3, 4)}
+    for text in sorted(texts):
+        named = fold(text).strip()
+        if named and f" {named} " in asked and not exchange.line_words.issuperset(named.split()):
+            for pool in sorted(exchange.taken_over):
+                for fields in sorted({word.fields for word in exchange.pools[pool]}):
+                    yield {pool: Word((text,), fields)}
 
 
 def read_prompts(file: Path) -> list[dict]:
-    """JSON lines {"prompt", "topic", "also", "kind"}: a message, the topics that are a fair reading, topic or probe."""
+    """JSON lines {"prompt", "topic", "also", "kind"}.
+
+    A message, the topic it means, others that are a fair reading too, and the set to report it in ("topic" or "probe").
+    """
     prompts = []
     for i, line in enumerate(corpus.read_lines(file)):
         try:
@@ -129,10 +163,10 @@ def score(persona: Persona, prompts: list[dict], answers: list[Answer]) -> dict:
     for prompt, (reply, _) in zip(prompts, answers, strict=True):
         topic = prompt["topics"][0]
         asked[topic] += 1
-        if any(can_say(persona.topics[name], reply) for name in prompt["topics"]):
+        if any(can_say(persona.topics[name], reply, prompt["prompt"]) for name in prompt["topics"]):
             right[topic] += 1
         else:
-            said_by = [name for name, other in persona.topics.items() if can_say(other, reply)]
+            said_by = [name for name, other in persona.topics.items() if can_say(other, reply, prompt["prompt"])]
             misses.append({"prompt": prompt["prompt"], "topic": topic, "reply": reply, "said_by": said_by})
     n, unsayable = asked.total(), sum(not miss["said_by"] for miss in misses)
     shares = {topic: right[topic] / asked[topic] for topic in asked}
@@ -148,12 +182,14 @@ def loss(bot: Bot, pairs: list[tuple[str, str]], log_probs: list[float]) -> dict
 
     Returns {"rows", "nats_per_reply", "loss", "floor", "excess"}; the last three in nats a token.
     """
-    rows = [corpus.Row(*bot.tok.encode_conversation(message, reply)) for message, reply in pairs]
-    device, tokens = bot.model.tok_emb.weight.device, sum(row.reply_tokens for row in rows)
-    batches = micro_batches(rows, TrainConfig(), device)
+    encoded = [corpus.Row(*bot.tok.encode_conversation(message, reply)) for message, reply in pairs]
+    context = bot.model.config.context_length  # with another persona's vocabulary a few are too long, as in training
+    fitting = [(row, log_p) for row, log_p in zip(encoded, log_probs, strict=True) if len(row.ids) <= context]
+    rows, tokens = [row for row, _ in fitting], sum(row.reply_tokens for row, _ in fitting)
+    batches = micro_batches(rows, TrainConfig(), bot.model.tok_emb.weight.device)
     total = sum(token_losses(bot.model, batch, torch.float32).sum().item() for batch in batches)
-    floor = -sum(log_probs) / tokens
-    return {"rows": len(pairs), "nats_per_reply": total / len(pairs), "loss": total / tokens, "floor": floor,
+    floor = -sum(log_p for _, log_p in fitting) / tokens
+    return {"rows": len(rows), "nats_per_reply": total / len(rows), "loss": total / tokens, "floor": floor,
             "excess": total / tokens - floor}  # fmt: skip
 
 
@@ -178,27 +214,34 @@ def losses(bot: Bot, persona: Persona) -> dict[str, dict]:
 
 
 def naming(bot: Bot, persona: Persona, temperature: float, top_k: int, precision: torch.dtype = torch.float32) -> dict:
-    """Asked about the castle, does it speak of the castle, or of another thing of that kind?
+    """Asked about the castle, does it speak of the castle, of another thing of that kind, or of none?
 
-    Returns {"replies": those with such a word, in answer to fresh messages that want one, "right": share of them with
-    the word of the message}; {} where none of them has such a word.
+    Asks messages without noise whose reply takes a word over. {"asked": how many, "right": share with the word of the
+    message, "another": share with another of its pool}; {} where this persona's replies take none over.
     """
-    made = datagen.conversations(persona, 30 * NAMING, FRESH_SEED)  # a persona may have few that take a word over
-    asked = list(islice((c for c in made if datagen.takes_over(c.exchange, c.shared, c.reply)), NAMING))
-    said = answer(bot, [c.message for c in asked], temperature, top_k, 0, precision)
-    named = [(c, a.text) for c, a in zip(asked, said, strict=True) if datagen.takes_over(c.exchange, c.shared, a.text)]
-    right = sum(datagen.reply_log_prob(c.exchange, c.shared, text) > -math.inf for c, text in named)
-    return {"replies": len(named), "right": right / len(named)} if named else {}
+    made = datagen.conversations(replace(persona, noise={}), 60 * NAMING, FRESH_SEED)
+    named = (c for c in made if c.exchange.repeats & c.shared.keys())
+    asked = list(islice((c for c in named if datagen.takes_over(c.exchange, c.shared, c.reply)), NAMING))
+    replies = answer(bot, [c.message for c in asked], temperature, top_k, 0, precision)
+    right = another = 0
+    for c, (reply, _) in zip(asked, replies, strict=True):
+        if datagen.takes_over(c.exchange, c.shared, reply):
+            if datagen.reply_log_prob(c.exchange, c.shared, reply) > -math.inf:
+                right += 1
+            else:
+                another += 1
+    return {"asked": len(asked), "right": right / len(asked), "another": another / len(asked)} if asked else {}
 
 
-def novelty(persona: Persona, training: dict, replies: list[str]) -> dict:
+def novelty(persona: Persona, training: dict, messages: list[str], replies: list[str]) -> dict:
     """Were the replies composed, or recited? `training` is what config.json says of the run.
 
     Returns {"composed": share that some topic can say and that no training row holds, "verbatim": share that a
     training row holds, "examples": [{"reply", "nearest"}] of composed ones with the most similar training reply}.
     """
     known = corpus.training_replies(persona, training)
-    composed = [r for r in replies if r not in known and any(can_say(topic, r) for topic in persona.topics.values())]
+    new = [(message, reply) for message, reply in zip(messages, replies, strict=True) if reply not in known]
+    composed = [r for m, r in new if any(can_say(topic, r, m) for topic in persona.topics.values())]
     examples = [{"reply": r, "nearest": nearest(r, known)} for r in composed[:3]]
     verbatim = sum(r in known for r in replies) / len(replies)
     return {"composed": len(composed) / len(replies), "verbatim": verbatim, "examples": examples}
@@ -225,16 +268,19 @@ def robustness(
 ) -> dict[str, float]:  # fmt: skip
     """The share on topic for the prompts as they are, with these answers, and typed in other ways: one answer to each.
 
-    What the model reads as before, it need not answer again: it reads lower case, so what is shouted is one of these.
+    A message that is read as before (in lower case, mended) keeps its answer. So "in capitals" always equals "as they
+    are", which is what reading in lower case is for.
     """
     shares = {"as they are": score(persona, prompts, answers)["on_topic"]}
-    for kind, disturb in DISTURBED.items():
+    greeting = f"hey {persona.name},"
+    for kind, disturb in {**DISTURBED, f"after {greeting!r}": lambda message, rng: f"{greeting} {message}"}.items():
         rng, again = random.Random(0), list(answers)
         typed = [disturb(prompt["prompt"], rng) for prompt in prompts]
         other = [i for i, prompt in enumerate(prompts) if bot.prompt(typed[i]) != bot.prompt(prompt["prompt"])]
         for i, new in zip(other, answer(bot, [typed[i] for i in other], temperature, top_k, 0, precision), strict=True):
             again[i] = new
-        shares[kind] = score(persona, prompts, again)["on_topic"]
+        read = [{**prompt, "prompt": text} for prompt, text in zip(prompts, typed, strict=True)]
+        shares[kind] = score(persona, read, again)["on_topic"]
     return shares
 
 
@@ -245,7 +291,7 @@ def evaluate(
 
     {"loss": ..., "replies": {set of prompts: score}, "robustness": ..., "naming": ..., "style": ...,
     "novelty": ...}; the functions of these names say more.
-    ValueError where the prompts name a topic that the persona lacks.
+    ValueError if the prompts name a topic that the persona lacks.
     """
     sets = sets_of_prompts(persona, prompts)
     card: dict[str, dict] = {"loss": losses(bot, persona), "replies": {}}
@@ -258,9 +304,10 @@ def evaluate(
     card["robustness"] = robustness(bot, persona, sets[measured], first, temperature, top_k, precision)
     card["naming"] = naming(bot, persona, temperature, top_k, precision)
     fresh = answers["fresh template messages"]
+    asked = [p["prompt"] for p in sets["fresh template messages"]] * DRAWS
     card["style"] = style(fresh)
     if "eval_rows" in training:
-        card["novelty"] = novelty(persona, training, [a.text for a in fresh])
+        card["novelty"] = novelty(persona, training, asked, [a.text for a in fresh])
     return card
 
 
@@ -268,7 +315,7 @@ def describe(card: dict) -> str:
     """The card as text, with the topics that are missed most and an example of each."""
     lines = ["loss on replies, in nats a token:"]
     for name, row in card["loss"].items():
-        floor = f"no model can get under {row['floor']:.3f}: {row['excess']:.3f} too much"
+        floor = f"no model can get under {row['floor']:.3f}: {row['excess']:.3f} above it"
         lines.append(f"  {name} ({row['rows']}): {row['loss']:.3f}, {unsure(row['loss'])}; {floor}")
     for name, result in card["replies"].items():
         shares = f"{result['on_topic']:.1%} on topic, {result['sayable']:.1%} sayable"
@@ -280,9 +327,9 @@ def describe(card: dict) -> str:
                 lines.append(f"  {topic} {share:.0%}: {miss['prompt']!r} was read as {read_as}: {miss['reply']!r}")
     lines.append("the same prompts typed in other ways, on topic:")
     lines.append("  " + ", ".join(f"{kind} {share:.1%}" for kind, share in card["robustness"].items()))
-    if card["naming"]:
-        what = "replies that name something of the kind that the message names"
-        lines.append(f"{card['naming']['replies']} {what}: {card['naming']['right']:.1%} name the same")
+    if named := card["naming"]:
+        shares = f"{named['right']:.1%} of the replies name the same, {named['another']:.1%} another"
+        lines.append(f"{named['asked']} messages that name something: {shares}")
     s = card["style"]
     lines.append(f"style: {s['lowercase']:.1%} lowercase, {s['distinct']:.1%} different, {s['empty']:.1%} empty, "
                  f"{s['cut_off']:.1%} cut off, {s['median_words']} words (at most {s['most_words']})")  # fmt: skip

@@ -8,7 +8,6 @@ This is a probabilistic context-free grammar with agreement: `expand` samples fr
 derivation of a given string (the inside algorithm), so that nothing about the data has to be estimated.
 """
 
-import itertools
 import random
 import re
 from collections.abc import Iterator
@@ -36,7 +35,9 @@ class Word:
 
 Pools = dict[str, tuple[Word, ...]]
 Words = dict[str, Word]  # by pool, the word it gave last
-State = tuple[int, frozenset]  # how many characters are matched, and the Words that hold there, as frozen items
+State = tuple[int, frozenset]  # how many characters are matched, and the (pool, fields) pairs that hold there
+
+PUNCTUATION = ".,!?;:"
 
 PIECE = re.compile(r"\{\{|\}\}|\{(\w+)(?:\.(\w+))?\}|[{}]|[^{}]+")
 
@@ -92,14 +93,39 @@ def pools_of(text: Text, pools: Pools) -> set[str]:
 def fillings(pool: tuple[Word, ...], pools: Pools) -> Iterator[Word]:
     """Every word of a pool with its slots filled in every way."""
     for word in pool:
-        choices = [[piece] if isinstance(piece, str) else [w.text[0] for w in fillings(pools[piece.pool], pools)]
-                   for piece in word.text]  # fmt: skip
-        for pieces in itertools.product(*choices):
-            yield Word(("".join(pieces),), word.fields)
+        for said, _ in _filled(word.text, pools, {}):
+            yield Word((said,), word.fields)
+
+
+def _filled(text: Text, pools: Pools, words: Words) -> Iterator[tuple[str, Words]]:
+    """Every way to fill the slots of `text`, each with the words that are then known; `words` are known before it."""
+    if not text:
+        yield "", words
+        return
+    piece, rest = text[0], text[1:]
+    if isinstance(piece, str):
+        begun = [(piece, words)]
+    elif piece.field:
+        begun = [(dict(words[piece.pool].fields)[piece.field], words)]
+    else:
+        begun = [(said, {**known, piece.pool: word}) for word in pools[piece.pool]
+                 for said, known in _filled(word.text, pools, words)]  # fmt: skip
+    for first, known in begun:
+        for following, known_then in _filled(rest, pools, known):
+            yield first + following, known_then
+
+
+def fold(text: str) -> str:
+    """Letters and digits alone, in lower case, between spaces: what capitals and punctuation can't change."""
+    words = ("".join(c for c in word if c.isalnum()) for word in text.lower().split())
+    return f" {' '.join(word for word in words if word)} "
 
 
 def ways(text: Text, pools: Pools, target: str, state: State, shared: Words) -> dict[State, float]:
     """Every state in which `text`, expanded from `state` on, has matched more of `target`, with its probability.
+
+    Of the pool p with fins (be = are) and tail (be = is), "my {p} {p.be}" matches all 11 characters of "my fins are" in
+    one state, {(11, frozenset({("p", (("be", "are"),))})): 0.5}. The half is the chance that p gave fins.
 
     Only fields have to be remembered along the way, so a state keeps a word's fields and not its text: derivations
     that differ in nothing that can still matter meet in one state, and their probabilities add up.
@@ -115,6 +141,7 @@ def ways(text: Text, pools: Pools, target: str, state: State, shared: Words) -> 
 
 
 def _piece_ways(piece: str | Slot, pools: Pools, target: str, state: State, shared: Words) -> dict[State, float]:
+    """The same for one piece."""
     start, words = state
     if isinstance(piece, str):
         said = piece
@@ -122,7 +149,7 @@ def _piece_ways(piece: str | Slot, pools: Pools, target: str, state: State, shar
         said = dict(dict(words)[piece.pool])[piece.field]
     elif not piece.field and piece.pool in shared:
         said, words = "".join(shared[piece.pool].text), _remember(words, piece.pool, shared[piece.pool])
-    else:  # a word to draw; for a field, the word of the message that it agrees with and that we were not told
+    else:  # a word to draw. Or a field whose word the message named and we weren't told: then any word may be it.
         found: dict[State, float] = {}
         for word in pools[piece.pool]:
             text = (dict(word.fields)[piece.field],) if piece.field else word.text
@@ -134,6 +161,7 @@ def _piece_ways(piece: str | Slot, pools: Pools, target: str, state: State, shar
 
 
 def _remember(words: frozenset, pool: str, word: Word) -> frozenset:
+    """The fields that hold after a word was drawn: its own take the place of its pool's former ones."""
     if not word.fields:
         return words
     return frozenset(item for item in words if item[0] != pool) | {(pool, word.fields)}

@@ -16,7 +16,7 @@ T4 = 65e12  # operations a second in float16, by the data sheet of the chip that
 
 
 def seconds(state: State, corpus: Corpus, config: TrainConfig) -> tuple[float, float]:
-    """Seconds of a step and of an evaluation, the same number in all processes. The state is spent by it."""
+    """Seconds of a step and of an evaluation, the same in all processes. Afterwards the state is of no more use."""
     began = 0.0
     for step, rows in enumerate(training.batches(corpus, replace(config, steps=WARM_UP + TIMED))):
         if step == WARM_UP:
@@ -26,7 +26,7 @@ def seconds(state: State, corpus: Corpus, config: TrainConfig) -> tuple[float, f
     state.clock.lap("steps")  # waits for a GPU to finish
     per_step = (time.perf_counter() - began) / TIMED
     began = time.perf_counter()
-    training.evaluate(state, corpus.evaluation, config)
+    training.total_nats(state, corpus.evaluation, config)
     times = (per_step, time.perf_counter() - began)
     per_step, per_evaluation = (parallel.total(t, state.device) / parallel.size() for t in times)  # their mean
     return per_step, per_evaluation
@@ -44,7 +44,7 @@ def flops(state: State, rows: list) -> float:
 
 
 def peak(device: torch.device, precision: torch.dtype) -> float:
-    """Operations a second of one large matrix product, the best of five: what the chip can do, measured."""
+    """Operations a second of one large matrix product, the best of six: what the chip can do, measured."""
     n, best = (8192 if device.type == "cuda" else 2048), 0.0
     a = torch.ones(n, n, device=device, dtype=precision)
     for _ in range(6):
@@ -61,9 +61,12 @@ def profile(state: State, corpus: Corpus, config: TrainConfig) -> str:
     share_of_rows = config.batch_size / len(rows)
     tokens, work = sum(len(row.ids) for row in rows) * share_of_rows, flops(state, rows) * share_of_rows
     most = peak(state.device, state.precision)
-    whole = config.steps * per_step + config.steps / config.eval_every * per_evaluation
-    on_t4 = config.steps * per_step * most / T4
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (state.device.type == "cuda")
+    steps = config.steps + config.copy_steps / 2  # one of the lesson reads about half as many tokens
+    whole = steps * per_step + config.steps / config.eval_every * per_evaluation
+    on_t4 = steps * per_step * most / T4
+    activities = [ProfilerActivity.CPU]
+    if state.device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
     with torch.profiler.profile(activities=activities) as profiler:
         training.backward(state, corpus.train[: config.batch_size], config)
         training.update(state, config)
@@ -73,7 +76,8 @@ def profile(state: State, corpus: Corpus, config: TrainConfig) -> str:
             f"{state.device} in {str(state.precision)[6:]}: {per_step:.3f} s a step, {tokens / per_step:,.0f} tokens/s",
             f"{work / per_step / 1e12:.2f} Tflop/s of {most / 1e12:.2f} that one large matrix product reaches here: "
             f"{work / per_step / most:.0%}",
-            f"the whole run: {config.steps:,} steps, {work * config.steps / 1e15:.2f} Pflop, {whole / 60:.1f} min here",
+            f"the whole run: {config.copy_steps:,} steps of the lesson and {config.steps:,} on conversations, "
+            f"{work * steps / 1e15:.2f} Pflop, {whole / 60:.1f} min here",
             f"a T4 at the same share of its {T4 / 1e12:.0f} Tflop/s: {on_t4 / 60:.1f} min, or longer where a GPU waits "
             "for its next operation, as it often does with a model this small",
             profiler.key_averages().table(sort_by=by, row_limit=12, max_name_column_width=40),

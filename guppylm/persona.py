@@ -8,9 +8,10 @@ import difflib
 import re
 import tomllib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from guppylm.grammar import Pools, Slot, Text, Word, parse
+from guppylm.grammar import Pools, Slot, Text, Word, fold, parse, pools_of
 
 NOISE = ("lead_in", "tag", "texting", "drop_word", "no_apostrophe", "typo", "no_punctuation", "extra_punctuation",
          "capital", "shout")  # fmt: skip
@@ -28,6 +29,33 @@ class Exchange:
     pools: Pools  # the words it may use: the topic's own, then the persona's
     user: tuple[Text, ...]
     reply: tuple[tuple[Text, ...], ...]  # one text of each part is said; an empty text leaves its part out
+
+    @cached_property
+    def _asked(self) -> set[str]:
+        """The pools that the user lines draw from."""
+        return set().union(*(pools_of(line, self.pools) for line in self.user))
+
+    @cached_property
+    def _answered(self) -> list[Slot]:
+        """The slots in the reply's own texts."""
+        return [piece for part in self.reply for text in part for piece in text if isinstance(piece, Slot)]
+
+    @cached_property
+    def taken_over(self) -> set[str]:
+        """The pools that both user lines and reply use: there the message decides the word."""
+        return {slot.pool for slot in self._answered} & self._asked
+
+    @cached_property
+    def repeats(self) -> set[str]:
+        """Pools taken over whose word the reply says, and not only agrees with."""
+        return {slot.pool for slot in self._answered if not slot.field} & self._asked
+
+    @cached_property
+    def line_words(self) -> set[str]:
+        """The words of its user lines that name nothing: all except those of the pools that the reply takes over."""
+        others = self._asked - self.taken_over
+        texts = [*self.user, *(word.text for pool in others for word in self.pools[pool])]
+        return {word for text in texts for piece in text if isinstance(piece, str) for word in fold(piece).split()}
 
 
 @dataclass(frozen=True)
@@ -87,15 +115,15 @@ def _read_persona(file: Path, table: dict) -> Persona:
             raise PersonaError(f'{key} is missing: write {key} = "..." at the top')
     greeting, color = table.get("greeting", ""), table.get("color", "#e0662f")
     if not isinstance(greeting, str):
-        raise PersonaError(f"greeting: is a text, not {greeting!r}")
-    if not isinstance(color, str) or not re.fullmatch("#[0-9a-f]{6}", color):
-        raise PersonaError(f'color: is red, green and blue in hexadecimal, such as "#e0662f", not {color!r}')
+        raise PersonaError(f"greeting: must be a text, not {greeting!r}")
+    if not isinstance(color, str) or not re.fullmatch("#[0-9a-fA-F]{6}", color):
+        raise PersonaError(f'color: must be red, green and blue in hexadecimal, such as "#e0662f", not {color!r}')
     if not isinstance(table.get("topics"), dict) or not table["topics"]:
         raise PersonaError("there are no topics: write [topics.food] with user = [...] and reply = [[...], ...]")
     if not re.fullmatch(r"\w[\w -]*", table["name"]):
-        raise PersonaError(f"name: is made of letters, digits, spaces and - alone, not {table['name']!r}")
+        raise PersonaError(f"name: must be made of letters, digits, spaces and - alone, not {table['name']!r}")
     if not isinstance(table.get("texting", {}), dict):
-        raise PersonaError("texting: is a table, written [texting]")
+        raise PersonaError("texting: must be a table, written [texting]")
     pools = _read_pools(table.get("words", {}), "words")
     noise = _read_noise(table.get("noise", {}), pools)
     texting = {word: tuple(_strings(short, f"texting.{word}")) for word, short in table.get("texting", {}).items()}
@@ -105,7 +133,7 @@ def _read_persona(file: Path, table: dict) -> Persona:
 
 def _check_keys(table: object, known: tuple[str, ...], place: str) -> None:
     if not isinstance(table, dict):
-        raise PersonaError(f"{place}: is a table, written [{place}]")
+        raise PersonaError(f"{place}: must be a table, written [{place}]")
     for key in table:
         if key not in known:
             raise PersonaError(f"{place}: there is nothing called {key!r}{_nearest(key, known)}")
@@ -113,12 +141,14 @@ def _check_keys(table: object, known: tuple[str, ...], place: str) -> None:
 
 def _nearest(name: str, known) -> str:
     close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; there is {', '.join(sorted(known))}"
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; there are: {', '.join(sorted(known))}" if known else "; there are none yet: write [words]"
 
 
 def _strings(value: object, place: str) -> list[str]:
     if not isinstance(value, list) or not value or not all(isinstance(entry, str) for entry in value):
-        raise PersonaError(f'{place}: is a list of one or more texts: ["...", "..."]')
+        raise PersonaError(f'{place}: must be a list of one or more texts: ["...", "..."]')
     return value
 
 
@@ -131,19 +161,19 @@ def _read_text(entry: str, place: str) -> Text:
 
 def _read_pools(table: object, place: str) -> Pools:
     if not isinstance(table, dict):
-        raise PersonaError(f"{place}: is a table of lists, written [{place}]")
+        raise PersonaError(f"{place}: must be a table of lists, written [{place}]")
     return {name: _read_pool(entries, f"{place}.{name}") for name, entries in table.items()}
 
 
 def _read_pool(entries: object, place: str) -> tuple[Word, ...]:
     if not isinstance(entries, list) or not entries:
-        raise PersonaError(f'{place}: is a list of one or more words: ["...", "..."]')
+        raise PersonaError(f'{place}: must be a list of one or more words: ["...", "..."]')
     words = []
     for i, entry in enumerate(entries):
         fields = dict(entry) if isinstance(entry, dict) else {"text": entry}
         text = fields.pop("text", None)
         if not all(isinstance(value, str) for value in (text, *fields.values())) or not text:
-            raise PersonaError(f'{place}[{i}]: is a word, "fins", or with its grammar {{ text = "fins", be = "are" }}')
+            raise PersonaError(f'{place}[{i}]: must be a word, "fins", or with grammar {{ text = "fins", be = "are" }}')
         words.append(Word(_read_text(text, f"{place}[{i}]"), tuple(fields.items())))
     return tuple(words)
 
@@ -152,7 +182,7 @@ def _read_noise(table: object, pools: Pools) -> dict[str, float]:
     _check_keys(table, NOISE, "noise")
     for kind, probability in table.items():
         if not isinstance(probability, int | float) or not 0 <= probability <= 1:
-            raise PersonaError(f"noise.{kind}: is a probability from 0 to 1, not {probability!r}")
+            raise PersonaError(f"noise.{kind}: must be a probability from 0 to 1, not {probability!r}")
         if kind in ("lead_in", "tag"):
             if kind not in pools:
                 place = f"noise.{kind}"
@@ -164,7 +194,7 @@ def _read_noise(table: object, pools: Pools) -> dict[str, float]:
 def _read_topic(table: object, place: str, pools: Pools) -> Topic:
     """A topic is one exchange, or holds several as tables of their own: [topics.food.offer], [topics.food.hunger]."""
     if not isinstance(table, dict):
-        raise PersonaError(f"{place}: is a table, written [{place}]")
+        raise PersonaError(f"{place}: must be a table, written [{place}]")
     inner = {key: value for key, value in table.items() if isinstance(value, dict) and key != "words"}
     own_keys = {key: value for key, value in table.items() if key not in inner}
     _check_keys(own_keys, ("user", "reply", "test", "words", "weight"), place)
@@ -178,7 +208,7 @@ def _read_topic(table: object, place: str, pools: Pools) -> Topic:
     test = _strings(table["test"], f"{place}.test") if "test" in table else []
     weight = table.get("weight", 1)
     if not isinstance(weight, int | float) or not 0 < weight < 1000:
-        raise PersonaError(f"{place}.weight: is a number above 0, not {weight!r}")
+        raise PersonaError(f"{place}.weight: must be a number above 0, not {weight!r}")
     return Topic(tuple(_read_exchange(e, p, own) for p, e in exchanges.items()), tuple(test), weight)
 
 
@@ -189,7 +219,7 @@ def _read_exchange(table: dict, place: str, pools: Pools) -> Exchange:
     lines = _strings(table["user"], f"{place}.user")
     parts = table["reply"]
     if not isinstance(parts, list) or not parts or not all(isinstance(part, list) for part in parts):
-        raise PersonaError(f'{place}.reply: is a list of parts, each a list of texts: [["yes.", "no."], ["", "why?"]]')
+        raise PersonaError(f'{place}.reply: must be a list of parts, lists of texts: [["yes.", "no."], ["", "why?"]]')
     user = tuple(_read_text(line, f"{place}.user[{i}]") for i, line in enumerate(lines))
     named = set.intersection(*(_mentions(text, pools, f"{place}.user[{i}]", set()) for i, text in enumerate(user)))
     if any(not line.strip() for line in lines):
@@ -207,7 +237,7 @@ def _read_exchange(table: dict, place: str, pools: Pools) -> Exchange:
 
 
 def _mentions(text: Text, pools: Pools, place: str, before: set[str], inside: tuple[str, ...] = ()) -> set[str]:
-    """The pools that `text` always draws from; PersonaError where one is unknown, endless, or lacks a field."""
+    """The pools that `text` always draws from; PersonaError if one is unknown, endless, or lacks a field."""
     named = set(before)
     for slot in text:
         if isinstance(slot, str):

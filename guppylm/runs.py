@@ -51,7 +51,7 @@ def save_state(folder: Path, state: State, corpus: Corpus, config: TrainConfig) 
 
 
 def saved_config(folder: Path, changes: dict) -> TrainConfig:
-    """The settings of the run in `folder`. ValueError where `changes` are others."""
+    """The settings of the run in `folder`. ValueError if `changes` asks for others."""
     config = checkpoint.read_tensors(folder / "state.pt")["config"]
     for name, value in changes.items():
         if config[name] != value:
@@ -70,7 +70,7 @@ def saved_precision(folder: Path, device: torch.device) -> torch.dtype:
 
 
 def resume(folder: Path, state: State, corpus: Corpus) -> None:
-    """Bring `state` to where the run in `folder` was last saved. ValueError where that was another run."""
+    """Bring `state` to where the run in `folder` was last saved. ValueError if that was another run."""
     kept = checkpoint.read_tensors(folder / "state.pt")
     for name, value in fingerprint(corpus).items():
         if kept["run"][name] != value:
@@ -88,20 +88,34 @@ def resume(folder: Path, state: State, corpus: Corpus) -> None:
 
 def fingerprint(corpus: Corpus) -> dict[str, str]:
     """What has to be the same when a run goes on, besides its config."""
-    parts = {"rows (the persona, --data or --rows)": corpus.texts, "tokenizer": corpus.tok.to_json()}
+    parts = {"rows (the persona, --data or --rows)": corpus.digest, "tokenizer": corpus.tok.to_json()}
     return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in parts.items()}
 
 
 def fit(config: TrainConfig, seconds: float, per_step: float, per_evaluation: float) -> TrainConfig:
-    """The config with as many steps as fit into the seconds, evaluated ten times, a tenth of them warm-up."""
+    """The config with as many steps as fit into the seconds, evaluated ten times, after the lesson in copying.
+
+    The lesson is left out if it would take more than half as many steps as the training. One of its steps reads about
+    half as many tokens as a step on conversations, and counts as half.
+    """
     steps = max(1, int((seconds - 10 * per_evaluation) / per_step))
-    warmup = min(config.warmup_steps, steps // 10)
-    return replace(config, steps=steps, warmup_steps=warmup, eval_every=max(1, math.ceil(steps / 10)))
+    with_lesson = suited(replace(config, steps=max(1, steps - config.copy_steps // 2)))
+    fitting = with_lesson if with_lesson.copy_steps else suited(replace(config, steps=steps, copy_steps=0))
+    return replace(fitting, eval_every=max(1, math.ceil(fitting.steps / 10)))
+
+
+def suited(config: TrainConfig) -> TrainConfig:
+    """The config for a run that may be short: at most a tenth of it warm-up, and no lesson longer than half of it."""
+    lesson = config.copy_steps if config.steps >= 2 * config.copy_steps else 0
+    return replace(config, warmup_steps=min(config.warmup_steps, config.steps // 10), copy_steps=lesson)
 
 
 @contextmanager
 def interrupts() -> Iterator[list[int]]:
-    """Ctrl-C inside fills the list instead of stopping the program at any point, half a step done. Twice stops it."""
+    """Inside, Ctrl-C only makes a note in the list, so that the program can stop between two steps.
+
+    A second Ctrl-C stops it at once.
+    """
     caught: list[int] = []
 
     def catch(number, frame):
@@ -126,8 +140,7 @@ def describe(progress: Progress, config: TrainConfig) -> str:
     left = progress.seconds / progress.steps_run * (config.steps - progress.step) / 60
     return (
         f"step {progress.step}/{config.steps}: loss {row['eval_loss']:.3f}{above}, {unsure(row['eval_loss'])} "
-        f"({learned}); "
-        f"{progress.tokens_run / progress.seconds:,.0f} tokens/s, {left:.0f} min left"
+        f"({learned}); {progress.tokens_run / progress.seconds:,.0f} tokens/s, {left:.0f} min left"
     )
 
 

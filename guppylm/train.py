@@ -1,6 +1,8 @@
 """Training: batches, the learning-rate schedule, one step, evaluation, and the loop that puts them together.
 
 Shapes: B rows of a batch, T time (position), C channels, V vocabulary, N the positions of a batch that bear loss.
+What `parallel` does can be skipped at first reading: in one process rank() is 0, size() is 1, and its other functions
+change nothing.
 """
 
 import math
@@ -29,7 +31,8 @@ ADVICE = "try a lower --learning-rate; the weights that were saved last are good
 class TrainConfig:
     """How to train. The defaults made the shipped fish."""
 
-    steps: int = 2500  # optimizer steps, 320,000 conversations
+    steps: int = 2500  # optimizer steps
+    copy_steps: int = 250  # before them, those of copying.lesson
     batch_size: int = 128  # rows of a step: enough that Muon's own matrix products are not most of it
     micro_batch: int = 32  # rows computed at once; the gradients of several add up to the batch's (accumulation)
     learning_rate: float = 4e-3  # at its highest, after the warm-up
@@ -37,10 +40,10 @@ class TrainConfig:
     warmup_steps: int = 20  # small steps first: AdamW has yet to learn how large the gradients are
     weight_decay: float = 0.1  # pulls matrices towards zero; biases and norms are left alone
     beta2: float = 0.95  # how long AdamW remembers squared gradients: about 1 / (1 - beta2) = 20 steps
-    first_words: float = 1.0  # token i of a reply first weighs 1 / i ** first_words, and in the end as much as any
+    first_words: float = 1.0  # token i of a reply weighs 1 / i ** first_words at the start, and 1 at the end
     grad_clip: float = 1.0  # longest gradient: one odd batch must not throw the model off
     eval_every: int = 250  # steps
-    seed: int = 0  # of the order of the rows
+    seed: int = 0  # of the rows, their order, the lesson and the first weights
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "micro_batch", "eval_every"):
@@ -67,7 +70,7 @@ def make_batch(rows: list[Row], device: torch.device) -> Batch:
     for b, row in enumerate(rows):
         ids[b, : len(row.ids)] = torch.tensor(row.ids)
         counts[b, row.prompt - 1 : len(row.ids) - 1] = True  # position prompt - 1 predicts the reply's first token
-    return Batch(ids[:, :-1].to(device), ids[:, 1:].to(device), counts.to(device))
+    return Batch(ids[:, :-1].to(device), ids[:, 1:].to(device), counts.to(device))  # (B, T + 1) -> (B, T) each
 
 
 def batches(corpus: Corpus, config: TrainConfig, start: int = 0) -> Iterator[list[Row]]:
@@ -96,7 +99,7 @@ def micro_batches(rows: list[Row], config: TrainConfig, device: torch.device) ->
 
 
 class Diverged(ValueError):
-    """A loss or gradient that is not a number any more: one line that says where, and what to try."""
+    """A loss or gradient that is no finite number any more: one line that says where, and what to try."""
 
 
 class Clock:
@@ -118,7 +121,7 @@ class State:
     """All that changes while training."""
 
     model: GuppyLM
-    parallel: nn.Module  # the same model, such that processes that train together share their gradients
+    wrapped: nn.Module  # the model, such that a backward pass also averages over processes
     optimizers: list[torch.optim.Optimizer]
     scaler: torch.amp.GradScaler
     precision: torch.dtype
@@ -187,29 +190,33 @@ def token_weights(batch: Batch, e: float) -> torch.Tensor:
 def backward(state: State, rows: list[Row], config: TrainConfig) -> float:
     """Gradients of the rows' weighted mean loss, added up over micro-batches; returns unweighted nats a reply token.
 
-    Processes that train together take every n-th row each. Their gradients are averaged, so each counts n times.
+    Diverged if that is not finite. Of n processes that train together, each takes every n-th row.
     """
     tokens, e = sum(row.reply_tokens for row in rows), emphasis(state.step, config)
     weight = sum(i**-e for row in rows for i in range(1, row.reply_tokens + 1))  # of the whole step
     own = rows[parallel.rank() :: parallel.size()]
-    batches, total = list(micro_batches(own, config, state.device)), 0.0
+    parts, total = list(micro_batches(own, config, state.device)), 0.0
     state.clock.lap("data")
-    for i, batch in enumerate(batches, start=1):
-        with parallel.gradients_meet(state.parallel, i == len(batches)):
-            losses = token_losses(state.parallel, batch, state.precision)  # (N,)
-            loss = (losses * token_weights(batch, e)).sum() / weight
+    for i, batch in enumerate(parts, start=1):
+        with parallel.gradients_meet(state.wrapped, i == len(parts)):
+            losses = token_losses(state.wrapped, batch, state.precision)  # (N,)
+            weighted = (losses * token_weights(batch, e)).sum() / weight
             state.clock.lap("forward")
-            state.scaler.scale(loss * parallel.size()).backward()
+            # What is averaged over n processes, times n, is their sum: the same as for one that read all rows.
+            state.scaler.scale(weighted * parallel.size()).backward()
         total += losses.sum().item() / tokens
         state.clock.lap("backward")
-    return parallel.total(total, state.device)
+    loss = parallel.total(total, state.device)
+    if not math.isfinite(loss):
+        raise Diverged(f"step {state.step + 1}: the loss is {loss}: {ADVICE}")
+    return loss
 
 
 def update(state: State, config: TrainConfig) -> float:
     """One step of the optimizers along the gradients; returns the length they had before clipping.
 
-    Where that is not finite, no weight is changed. Without a scaler it is Diverged; with one, its factor was too
-    large for float16 and is halved, and training goes on.
+    If that is not finite, no weight is changed. Without a scaler it is Diverged; with one, its factor was too large
+    for float16 and is halved, and training goes on.
     """
     for optimizer in state.optimizers:
         for group in optimizer.param_groups:
@@ -228,11 +235,11 @@ def update(state: State, config: TrainConfig) -> float:
 
 
 @torch.no_grad()
-def evaluate(state: State, rows: list[Row], config: TrainConfig) -> float:
+def total_nats(state: State, rows: list[Row], config: TrainConfig) -> float:
     """Nats over all reply tokens of the rows, each reply's <|im_end|> included."""
     state.model.eval()
-    batches = micro_batches(rows[parallel.rank() :: parallel.size()], config, state.device)
-    total = sum(token_losses(state.model, batch, state.precision).sum().item() for batch in batches)
+    parts = micro_batches(rows[parallel.rank() :: parallel.size()], config, state.device)
+    total = sum(token_losses(state.model, batch, state.precision).sum().item() for batch in parts)
     state.model.train()
     return parallel.total(total, state.device)
 
@@ -256,20 +263,18 @@ class Progress(NamedTuple):
 
 
 def train(state: State, corpus: Corpus, config: TrainConfig) -> Iterator[Progress]:
-    """The training loop: from state.step on, yields a Progress after every step. Diverged where the loss is lost."""
+    """The training loop: from state.step on, yields a Progress after every step. Diverged if the loss is not finite."""
     state.model.train()
     began, tokens_run = time.perf_counter(), 0
     for steps_run, rows in enumerate(batches(corpus, config, state.step), start=1):
         lr = learning_rate(state.step, config)
         loss = backward(state, rows, config)
-        if not math.isfinite(loss):
-            raise Diverged(f"step {state.step + 1}: the loss is {loss}: {ADVICE}")
         grad_norm = update(state, config)
         state.losses.append(loss)
         state.clock.lap("optimizer")
         evaluation = None
         if state.step % config.eval_every == 0 or state.step == config.steps:
-            evaluation = measure(state, corpus, config)
+            evaluation = history_row(state, corpus, config)
             state.history.append(evaluation)
             state.losses = []
             state.clock.lap("evaluation")
@@ -278,10 +283,10 @@ def train(state: State, corpus: Corpus, config: TrainConfig) -> Iterator[Progres
         state.clock.lap("printing and saving")
 
 
-def measure(state: State, corpus: Corpus, config: TrainConfig) -> dict:
-    """A row of the history. All losses are in nats a token, but nats_per_reply."""
+def history_row(state: State, corpus: Corpus, config: TrainConfig) -> dict:
+    """What is kept of an evaluation. All losses are in nats a token, except nats_per_reply."""
     replies, tokens = len(corpus.evaluation), sum(row.reply_tokens for row in corpus.evaluation)
-    total = evaluate(state, corpus.evaluation, config)
+    total = total_nats(state, corpus.evaluation, config)
     return {
         "step": state.step,
         "train_loss": sum(state.losses) / len(state.losses),  # mean since the evaluation before

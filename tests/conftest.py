@@ -1,6 +1,6 @@
 """A small persona, a small tokenizer and a small model, made anew: no test needs a GPU or another test.
 
-No test needs the network either, except that npm may have to fetch the libraries of the page.
+No test needs the network either, except that npm may have to fetch the page's libraries.
 """
 
 import os
@@ -18,7 +18,7 @@ def pytest_configure(config):
     """Processes that test side by side (pytest -n) share the cores: each computes on one, and so do its children."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(1)
-        os.environ["OMP_NUM_THREADS"] = "1"
+        os.environ |= {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}  # of torch; of the tokenizers
 
 
 SHIPPED = Path(guppylm.__file__).parent / "pretrained"  # the fish that comes with the package

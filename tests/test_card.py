@@ -95,7 +95,7 @@ def test_what_is_thin_or_wrong_is_said(draft, old, new, expected):
     assert all("\n" not in line for line in lines)
 
 
-def test_a_message_of_noise_is_no_conflict(draft):
+def test_messages_that_noise_made_alike_are_no_conflict(draft):
     """A dropped word may make two messages alike; what is compared is what was written."""
     assert not [
         line for line in draft("[words]", "[noise]\ndrop_word = 1\ntypo = 1\n[words]") if "can be said by" in line

@@ -41,7 +41,7 @@ def test_half_precision_halves_the_file_and_keeps_the_tie(tmp_path, tiny, tok):
     checkpoint.save(tmp_path / "full", tiny, tok, {})
     checkpoint.save(tmp_path / "half", tiny, tok, {}, torch.float16)
     full, half = ((tmp_path / name / "model.pt").stat().st_size for name in ("full", "half"))
-    assert half < 0.7 * full
+    assert half < 0.6 * full  # with the tied matrix twice in it, it would be more
     model, _, _ = checkpoint.load(tmp_path / "half", CPU)
     assert model.tok_emb.weight.dtype == torch.float32
 

@@ -1,7 +1,9 @@
 """The command line as a user meets it: in a process of its own."""
 
+import io
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -9,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from conftest import SMALL
+
+from guppylm import __main__, evaluate
 
 ROOT = Path(__file__).parent.parent
 ONE = 'name = "one"\nsummary = "of few words"\n[topics.only]\nuser = ["hello"]\nreply = [["hello."]]\n'
@@ -110,6 +114,27 @@ def test_what_is_exported_can_be_used_again(tmp_path):
     )
     assert ours.returncode == theirs.returncode == 0, theirs.stderr
     assert ours.stdout == theirs.stdout
+
+
+def test_what_evaluate_saves_is_what_export_tells(tmp_path, monkeypatch, capsys):
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["guppylm", *args])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+        __main__.main()
+        return capsys.readouterr().out
+
+    monkeypatch.chdir(tmp_path)
+    for number, few in (("FRESH", 5), ("NAMING", 3), ("DRAWS", 1)):
+        monkeypatch.setattr(evaluate, number, few)
+    Path("minnow.toml").write_text(SMALL, encoding="utf-8")
+    own = ("--persona", "minnow.toml")
+    run("train", *own, "-n", "200", "--eval-rows", "20", "--steps", "2", "--batch-size", "4", "--out", "fish")
+    card = json.loads(run("evaluate", *own, "--model", "fish", "--save", "--json"))
+    assert {"loss", "replies", "robustness", "naming", "style", "novelty"} == card.keys()
+    assert json.loads(Path("fish/evaluation.json").read_text(encoding="utf-8")) == card
+    run("export", "--to", "hf", "hf", "--model", "fish")
+    on_topic = f"{card['replies']['test phrasings']['on_topic']:.1%}"
+    assert re.search(rf"test phrasings.*{on_topic}", Path("hf/README.md").read_text(encoding="utf-8"))
 
 
 def test_web_says_that_the_port_is_taken_before_it_builds(tmp_path):

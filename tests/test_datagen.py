@@ -11,7 +11,7 @@ from collections import Counter
 import pytest
 
 from guppylm import datagen
-from guppylm.grammar import Word, expand, parse
+from guppylm.grammar import Word, expand, fillings, fold, parse
 
 
 def sampled_replies(exchange, shared, n=4000):
@@ -91,6 +91,20 @@ def test_log_prob_knows_topic_and_message(small):
     assert datagen.log_prob(small, "food", ask, "no.") == -math.inf
 
 
+def test_a_word_is_known_by_its_letters_alone(small):
+    assert fold("  Green - FLAKES?!  ") == " green flakes "
+    food = small.topics["food"].exchanges[0]
+    assert datagen.shared_words(food, "RED - worms?")["food"].text == ("red worms",)
+
+
+def test_a_word_may_agree_within_itself(small):
+    pools = small.pools | {"place": (Word(parse("cave where {body_part} {body_part.be} {color}")),)}
+    filled = {word.text[0] for word in fillings(pools["place"], pools)}
+    each = [f"cave where {part} {color}" for part in ("fins are", "tail is") for color in ("red", "blue")]
+    assert filled == set(each)
+    assert {expand(pools["place"][0].text, pools, random.Random(i), {}, {}) for i in range(50)} == filled
+
+
 def test_generation_is_a_pure_function(small):
     rows = datagen.generate(small, 50, seed=7)
     assert rows == datagen.generate(small, 50, seed=7)
@@ -102,7 +116,17 @@ def test_generation_is_a_pure_function(small):
 def test_generation_is_the_same_on_every_machine(small):
     """The digest was taken once; another Python or platform that draws otherwise fails here."""
     text = json.dumps(datagen.generate(small, 200, seed=0))
-    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "0bdd23c01cfec519"
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "dffee3e7268afd31"
+
+
+def test_every_line_of_a_topic_comes_up_before_any_comes_again(guppy):
+    made = list(datagen.conversations(guppy, 20_000))
+    for name, topic in guppy.topics.items():
+        times = Counter((c.exchange.place, c.entries[0]) for c in made if c.topic == name)
+        lines = sum(len(exchange.user) for exchange in topic.exchanges)
+        met = sum(times.values())
+        assert len(times) == min(met, lines)
+        assert set(times.values()) <= {met // lines, met // lines + 1}
 
 
 def test_a_persona_suggests_messages_of_several_topics(small, guppy):
@@ -130,6 +154,13 @@ def test_split_keeps_no_evaluation_pair_in_training(small):
     assert all(row in rows for row in train)
 
 
+def test_a_pair_that_differs_in_capitals_alone_is_the_same_to_the_model(small):
+    said = {"output": "yes.", "category": "food"}
+    rows = [{"input": message, **said} for message in (*(f"{i} peas?" for i in range(20)), "PEAS?", "peas?")]
+    train, held = datagen.split(rows, 1)
+    assert held == rows[-1:] and train == rows[:20]
+
+
 def test_a_small_persona_keeps_most_of_its_pairs_for_training(small):
     rows = datagen.generate(small, 2000)
     train, held = datagen.split(rows, 1000)
@@ -143,10 +174,7 @@ NOISY = {
     "capital": "hi. do you like it? i do",
     "no_apostrophe": "don't you like it?",
     "no_punctuation": "well, do you?",
-    "extra_punctuation": "do you?",
     "texting": "do you like it?",
-    "typo": "swimming",
-    "drop_word": "do you like it?",
     "lead_in": "do you?",
     "tag": "do you?",
 }
@@ -168,8 +196,20 @@ def test_noise(guppy, kind, expected):
     pools = {"lead_in": (Word(("hey",)),), "tag": (Word(("lol",)),)}
     persona = dataclasses.replace(guppy, pools=pools, noise={kind: 1.0}, texting={"you": ("u",)})
     noisy = [datagen.add_noise(NOISY[kind], persona, random.Random(i)) for i in range(20)]
-    assert expected in noisy
-    assert set(noisy) <= {expected, NOISY[kind]}
+    assert set(noisy) == ({expected, NOISY[kind]} if kind == "texting" else {expected})  # 7 words in 10 of that kind
+
+
+def test_noise_comes_as_often_as_it_says(guppy):
+    persona = dataclasses.replace(guppy, noise={"shout": 0.3})
+    shouted = [datagen.add_noise("do you?", persona, random.Random(i)) == "DO YOU?" for i in range(2_000)]
+    assert sum(shouted) == pytest.approx(600, abs=80)
+
+
+def test_marks_are_added_at_the_end_and_a_message_of_marks_alone_keeps_them(guppy):
+    loud, quiet = (dataclasses.replace(guppy, noise={f"{kind}_punctuation": 1.0}) for kind in ("extra", "no"))
+    ends = {datagen.add_noise("do you?", loud, random.Random(i)).removeprefix("do you") for i in range(50)}
+    assert ends == {"!!!", "??", "?!", "...", " !!", "!", ".."}
+    assert datagen.add_noise("?!", quiet, random.Random(0)) == "?!"
 
 
 def test_only_small_words_are_dropped(guppy):
@@ -184,3 +224,4 @@ def test_a_typo_is_one_slip():
     assert len(slips) > 15
     assert all(abs(len(slip) - len("swimming")) <= 1 and "s" in slip[:2] for slip in slips)
     assert datagen.misspell("42", random.Random(0)) == "42"
+    assert all(datagen.misspell(word, random.Random(i)) != word for word in ("swimming", "aaa") for i in range(200))

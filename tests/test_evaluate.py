@@ -1,5 +1,6 @@
 """Judging by the templates: on a bot whose replies are known, the card must say what is known."""
 
+import dataclasses
 import json
 import math
 import random
@@ -10,15 +11,17 @@ import torch
 from guppylm import corpus, datagen, evaluate
 from guppylm.chat import Bot
 from guppylm.evaluate import Answer
+from guppylm.train import TrainConfig, batches
 
 
 @pytest.fixture
 def scripted(tok, tiny, monkeypatch):
-    """A bot that answers everything with the same reply."""
+    """A bot that answers everything with the same reply, or with what a function makes of the message."""
     bot = Bot(tiny, tok, "minnow")
 
     def says(reply):
-        monkeypatch.setattr(evaluate, "answer", lambda bot, messages, *a, **k: [Answer(reply, True)] * len(messages))
+        to = reply if callable(reply) else lambda message: reply
+        monkeypatch.setattr(evaluate, "answer", lambda bot, messages, *a, **k: [Answer(to(m), True) for m in messages])
         return bot
 
     return says
@@ -86,24 +89,72 @@ def test_the_card_has_every_set(small, scripted, tmp_path):
     assert set(card["robustness"].values()) == {1.0}
     text = evaluate.describe(card)
     assert "test phrasings (1): 100.0% on topic, 100.0% sayable" in text
-    assert f"{card['naming']['replies']} replies that name something" in text
+    assert "100 messages that name something: " in text
     assert "composed" not in text  # nobody said what this bot was trained on
     assert card == json.loads(json.dumps(card))
 
 
+def test_each_answer_is_judged_with_its_own_prompt(small, scripted):
+    food = ("want some", "i have", "snack")
+    bot = scripted(lambda message: "peas. yes." if any(word in message.lower() for word in food) else "yes. yes.")
+    card = evaluate.evaluate(bot, small, {})
+    assert {result["on_topic"] for result in card["replies"].values()} == {1.0}
+    assert card["robustness"]["as they are"] == card["robustness"]["in capitals"] == 1.0
+
+
 def test_a_reply_names_what_the_message_names(small, scripted):
     result = evaluate.naming(scripted("peas. yes."), small, 0.7, 50)
-    assert 20 < result["replies"] < evaluate.NAMING  # the gravel is answered, too, but by another exchange's reply
-    assert 0.2 < result["right"] < 0.5  # peas are one food of three
-    assert evaluate.naming(scripted("yes. yes."), small, 0.7, 50) == {}
+    assert result["asked"] == evaluate.NAMING
+    assert 0.1 < result["right"] < result["another"] < 0.7  # peas are one food of three; the gravel is no food
+    nothing = {"asked": evaluate.NAMING, "right": 0, "another": 0}
+    assert evaluate.naming(scripted("yes. yes."), small, 0.7, 50) == nothing
+
+
+def test_a_persona_that_takes_no_word_over_is_not_asked_for_names(small, scripted):
+    home = dataclasses.replace(small.topics["home"], exchanges=small.topics["home"].exchanges[1:])
+    assert evaluate.naming(scripted("x"), dataclasses.replace(small, topics={"home": home}), 0.7, 50) == {}
+
+
+def test_a_word_of_the_message_may_stand_where_a_reply_takes_one_over(small):
+    food = small.topics["food"]
+    assert evaluate.can_say(food, "plovumba. yes.", "want some plovumba?")
+    assert evaluate.can_say(food, "i like fresh plovumba.", "want some fresh Plovumba!")
+    assert not evaluate.can_say(food, "plovumba. yes.", "want some vemkox?")
+    assert not evaluate.can_say(food, "want some. yes.", "want some peas?")  # these two name nothing
+    assert not evaluate.can_say(food, "vumba. yes.", "want some plovumba?")
+    assert not evaluate.can_say(small.topics["home"], "in the plovumba.", "where is plovumba?")  # it takes none over
+    assert evaluate.can_say(food, "mac-n-cheese. yes.", "Want some mac-n-cheese?")
+    assert evaluate.can_say(food, "farmer's bread. yes.", "want some farmer's bread?")
+
+
+def test_words_of_the_lines_and_of_their_other_pools_name_nothing(small_file):
+    text = small_file.read_text(encoding="utf-8").replace(
+        'user = ["want some {food}?",', 'user = ["don\'t you like {food}, right?", "the {place} has {food}",'
+    )
+    small_file.write_text(text, encoding="utf-8")
+    food = datagen.load_persona(str(small_file)).topics["food"]
+    assert evaluate.can_say(food, "pizza. yes.", "don't you like pizza, right?")
+    assert not evaluate.can_say(food, "right. yes.", "don't you like pizza, right?")
+    assert not evaluate.can_say(food, "don't. yes.", "don't you like pizza, right?")
+    assert not evaluate.can_say(food, "castle. yes.", "the castle has pizza")
+
+
+def test_a_slip_that_is_repeated_is_a_word_of_what_was_typed(small, tiny, tok, monkeypatch):
+    def repeat(bot, messages, *rest):
+        return [Answer(f"{message.lower().split()[-1].strip('?!')}. yes.", True) for message in messages]
+
+    monkeypatch.setattr(evaluate, "answer", repeat)
+    prompts = [{"prompt": f"want some plovumb{letter}?", "topics": ["food"]} for letter in "abcdefgh"]
+    said = repeat(None, [p["prompt"] for p in prompts])
+    shares = evaluate.robustness(Bot(tiny, tok, "minnow"), small, prompts, said, 0.7, 50)
+    assert set(shares.values()) == {1.0}
 
 
 def test_disturbed_messages_are_the_same_ones_typed_otherwise():
     rng = random.Random(0)
     typed = {kind: disturb("Do you, fish?", rng) for kind, disturb in evaluate.DISTURBED.items()}
     assert typed.pop("with one typo") not in ("Do you, fish?", "")
-    expected = ["DO YOU, FISH?", "Do you fish", "hey guppy, Do you, fish?"]
-    assert list(typed.values()) == expected
+    assert list(typed.values()) == ["DO YOU, FISH?", "Do you fish"]
 
 
 def test_what_reads_the_same_is_not_asked_again(small, tok, tiny, monkeypatch):
@@ -119,7 +170,8 @@ def test_what_reads_the_same_is_not_asked_again(small, tok, tiny, monkeypatch):
     shares = evaluate.robustness(Bot(tiny, tok, "minnow"), small, prompts, right, 0.7, 50)
     assert asked[:2] == [[], ["peas"]]  # in capitals; without punctuation
     assert shares["as they are"] == shares["in capitals"] == 1.0
-    assert (shares["without punctuation"], shares["with one typo"], shares["after 'hey guppy,'"]) == (0.5, 0.0, 0.0)
+    assert asked[3] == ["hey minnow, peas", "hey minnow, peas?"]
+    assert (shares["without punctuation"], shares["with one typo"], shares["after 'hey minnow,'"]) == (0.5, 0.0, 0.0)
 
 
 def test_loss_and_floor_of_a_model_that_knows_nothing(small, tok, tiny):
@@ -134,6 +186,13 @@ def test_loss_and_floor_of_a_model_that_knows_nothing(small, tok, tiny):
     by_topic = [-datagen.reply_log_prob(c.exchange, c.shared, c.reply) for c in made]
     assert card["seen phrasings"]["floor"] == pytest.approx(sum(by_topic) / tokens)
     assert card["test phrasings"]["floor"] > 0
+
+
+def test_a_conversation_that_does_not_fit_is_left_out_of_the_loss(tok, tiny):
+    bot = Bot(tiny.eval(), tok, "minnow")
+    short = evaluate.loss(bot, [("peas", "yes.")], [-1.0])
+    both = evaluate.loss(bot, [("peas", "yes."), ("peas", "blub " * 200)], [-1.0, -50.0])
+    assert both == short and both["rows"] == 1
 
 
 def test_a_test_phrasing_that_names_no_word_has_a_floor_too(small_file, tok, tiny):
@@ -151,9 +210,11 @@ def test_composed_replies_are_those_that_no_training_row_holds(small):
     known = corpus.training_replies(small, training)
     first, _ = datagen.split(datagen.generate(small, 24, 3), 4)
     assert {row["output"] for row in first} < known  # later passes met others
+    prepared, config = corpus.prepare(small, 20, 4, seed=3), TrainConfig(steps=7, batch_size=8, seed=3)
+    assert {prepared.tok.decode(row.ids[row.prompt :]) for rows in batches(prepared, config) for row in rows} <= known
     met = sorted(known)[0]
     new = next(c.reply for c in datagen.conversations(small, 2_000, 5) if c.reply not in known)
-    result = evaluate.novelty(small, training, [met, met, new, "blub"])
+    result = evaluate.novelty(small, training, ["hi"] * 4, [met, met, new, "blub"])
     assert (result["verbatim"], result["composed"]) == (0.5, 0.25)
     assert [example["reply"] for example in result["examples"]] == [new]
     assert evaluate.nearest("no. the gravel", {"yes.", "no. the cave", "the sky"}) == "no. the cave"
@@ -175,13 +236,14 @@ def test_prompts_on_unknown_topics_are_refused(small, scripted, tmp_path):
         evaluate.evaluate(scripted("x"), small, {}, file)
 
 
-def test_answers_together_are_the_answers_alone(tok, tiny, monkeypatch):
-    """Greedy, so that the order of random draws plays no part. Prompts of one length, of another, and the same one."""
+@pytest.mark.parametrize(("temperature", "top_k"), [(0, 0), (0.01, 0), (1.0, 1)])
+def test_answers_together_are_the_answers_alone(tok, tiny, monkeypatch, temperature, top_k):
+    """The likeliest token each time, so that the order of random draws plays no part. Prompts of several lengths."""
     bot = Bot(tiny.eval(), tok, "minnow")
     one_hot = torch.eye(tok.vocab_size)  # the token of all that came before: an untrained model says one thing to all
     monkeypatch.setattr(bot, "next_logits", lambda ids: one_hot[ids.sum(dim=1) % tok.vocab_size])
     messages = ["hello", "do you like the castle?", "fish", "hello fish", "x" * 500, "food", "hello", "snow", "moon"]
-    together = [answer.text for answer in evaluate.answer(bot, messages, 0, 0, 0)]
+    together = [answer.text for answer in evaluate.answer(bot, messages, temperature, top_k, 0)]
     assert together == [bot.reply(message, temperature=0) for message in messages]
     assert len(set(together)) > 4
 

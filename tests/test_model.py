@@ -78,7 +78,7 @@ def test_too_many_tokens_are_refused(tiny):
         tiny(torch.zeros(1, 129, dtype=torch.long))
 
 
-def test_logits_equal_those_of_transformers_gpt2():
+def test_logits_and_attention_equal_those_of_transformers_gpt2():
     """GuppyLM is a small GPT-2; its linear layers are stored transposed there."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(2)
@@ -88,13 +88,17 @@ def test_logits_equal_those_of_transformers_gpt2():
         torch.nn.init.normal_(parameter, std=0.2)
     theirs = transformers.GPT2LMHeadModel(
         transformers.GPT2Config(
-            vocab_size=500, n_positions=128, n_embd=48, n_layer=3, n_head=4, n_inner=96, activation_function="relu"
+            vocab_size=500, n_positions=128, n_embd=48, n_layer=3, n_head=4, n_inner=96, activation_function="relu",
+            attn_implementation="eager",  # the faster ones give no weights out
         )
-    ).eval()
+    ).eval()  # fmt: skip
     copy_to_gpt2(ours, theirs)
     ids = torch.randint(0, 500, (2, 40))
     with torch.no_grad():
-        assert torch.allclose(ours(ids), theirs(ids).logits, atol=1e-4)
+        out = theirs(ids, output_attentions=True)
+        assert torch.allclose(ours(ids), out.logits, atol=1e-4)
+    for mine, other in zip(ours.attention(ids), out.attentions, strict=True):
+        assert torch.allclose(mine.weights, other, atol=1e-5)
 
 
 def copy_to_gpt2(ours: GuppyLM, theirs) -> None:

@@ -1,11 +1,16 @@
 """The other personas that ship: enough of everything, and the promises that each of them makes."""
 
+import dataclasses
+import functools
 import json
 from pathlib import Path
 
 import pytest
 
 from guppylm import card, corpus, datagen, evaluate
+from guppylm.persona import Topic
+
+load = functools.cache(datagen.load_persona)
 
 # Prompts for `evaluate --persona medical_triage --prompts`. Whoever wrote the second file had not seen the templates;
 # keep it so: do not write lines for what it holds.
@@ -15,7 +20,7 @@ BLIND_RED_FLAGS = Path(__file__).parent / "red_flags_blind.jsonl"
 
 @pytest.mark.parametrize("name", ["pirate", "poet", "customer_service", "medical_triage"])
 def test_it_has_enough_to_say(name):
-    persona = datagen.load_persona(name)
+    persona = load(name)
     assert len(persona.topics) >= 24 and "confused" in persona.topics
     assert all(len(topic.test) >= 3 for topic in persona.topics.values())
     assert persona.greeting
@@ -31,7 +36,7 @@ def test_triage_sends_every_red_flag_to_the_emergency_number_and_always_says_wha
     emergencies = {json.loads(line)["topic"] for line in RED_FLAGS.read_text(encoding="utf-8").splitlines()}
     assert len(emergencies) >= 10
     seen = set()
-    for row in datagen.generate(datagen.load_persona("medical_triage"), 20_000, seed=1):
+    for row in datagen.generate(load("medical_triage"), 20_000, seed=1):
         reply = row["output"].lower()
         assert "teaching toy" in reply and "doctor" in reply, row
         called = "call your local emergency number now" in reply
@@ -42,10 +47,10 @@ def test_triage_sends_every_red_flag_to_the_emergency_number_and_always_says_wha
 
 @pytest.mark.parametrize(("file", "number"), [(RED_FLAGS, 40), (BLIND_RED_FLAGS, 100)], ids=["known", "blind"])
 def test_red_flags_can_be_asked_and_none_is_a_line_of_the_templates(file, number):
-    triage = datagen.load_persona("medical_triage")
+    triage = load("medical_triage")
     prompts = evaluate.read_prompts(file)
     assert len({prompt["prompt"] for prompt in prompts}) == number
     assert all(prompt["topics"][0] in triage.topics for prompt in prompts)
-    said = {"".join(piece for piece in line if isinstance(piece, str)).lower()
-            for topic in triage.topics.values() for e in topic.exchanges for line in e.user}  # fmt: skip
-    assert not said & {prompt["prompt"].lower() for prompt in prompts}
+    topics = {name: dataclasses.replace(topic, test=()) for name, topic in triage.topics.items()}
+    topics["exam"] = Topic(exchanges=(), test=tuple(prompt["prompt"] for prompt in prompts), weight=1)
+    assert card.sayable_tests(dataclasses.replace(triage, topics=topics)) == []

@@ -1,12 +1,17 @@
 """What the README says of the files is what the files say."""
 
 import re
+import shlex
 from pathlib import Path
 
-from guppylm import corpus, datagen
+import pytest
+
+from guppylm import __main__, corpus, datagen
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+SHELL = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.S))
+COMMANDS = re.findall(r"guppylm ((?:data|train|chat|evaluate|export|web)\b.*)", SHELL)
 
 
 def test_every_module_is_listed_with_its_lines():
@@ -18,9 +23,23 @@ def test_every_module_is_listed_with_its_lines():
     assert f"{len(there)} files, {total:,} lines" in README
 
 
-def test_every_link_leads_to_a_file():
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
+def test_every_link_leads_to_a_file_or_a_heading():
+    targets = re.findall(r"\]\(([^):]+)\)", README)
+    assert len(targets) > 30
+    headings = {
+        re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in re.findall(r"^#+ (.+)$", README, re.M)
+    }
+    for target in targets:
+        assert target[1:] in headings if target.startswith("#") else (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_understood(command):
+    __main__.parser().parse_args(shlex.split(command, comments=True))
+
+
+def test_nothing_is_left_to_fill_in():
+    assert len(COMMANDS) > 10 and "TODO" not in README
 
 
 def test_the_persona_in_the_readme_can_be_trained_on(tmp_path):

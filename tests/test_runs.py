@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,9 @@ from guppylm.train import TrainConfig
 
 ROOT = Path(__file__).parent.parent
 ENV = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}", "PYTHONIOENCODING": "utf-8"}
-CONFIG = TrainConfig(steps=12, batch_size=8, micro_batch=3, warmup_steps=4, eval_every=5, learning_rate=5e-3)
+CONFIG = TrainConfig(
+    steps=12, copy_steps=0, batch_size=8, micro_batch=3, warmup_steps=4, eval_every=5, learning_rate=5e-3
+)
 
 
 def start(corpus, config=CONFIG):
@@ -143,8 +146,8 @@ def test_ctrl_c_saves_and_resume_goes_on(tmp_path):
     (tmp_path / "minnow.toml").write_text(SMALL, encoding="utf-8")
     command = [sys.executable, "-m", "guppylm", "train", "--persona", "minnow.toml", "-n", "200", "--eval-rows", "20"]
     options = {"cwd": tmp_path, "env": ENV, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"}
-    run = subprocess.Popen([*command, "--steps", "1000", "--batch-size", "4", "--eval-every", "3"], **options)
-    while "step 3/1000" not in run.stdout.readline():
+    run = subprocess.Popen([*command, "--steps", "400", "--batch-size", "4", "--eval-every", "3"], **options)
+    while "step 3/400" not in run.stdout.readline():
         assert run.poll() is None
     run.send_signal(signal.SIGINT)
     out, err = run.communicate(timeout=60)
@@ -154,9 +157,25 @@ def test_ctrl_c_saves_and_resume_goes_on(tmp_path):
     step = checkpoint.read_tensors(folder / "state.pt")["step"]
     assert f"stopped after step {step} " in out
     run = subprocess.Popen([*command, "--resume"], **options)
-    assert f"step {3 * (step // 3 + 1)}/1000" in "".join(run.stdout.readline() for _ in range(3))
+    assert f"step {3 * (step // 3 + 1)}/400" in "".join(run.stdout.readline() for _ in range(3))
     run.kill()
     run.communicate()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends Ctrl-C to a whole console, the tests' too")
+def test_ctrl_c_in_the_lesson_stops_there_and_resume_begins_it_anew(tmp_path):
+    (tmp_path / "minnow.toml").write_text(SMALL, encoding="utf-8")
+    command = [sys.executable, "-m", "guppylm", "train", "--persona", "minnow.toml", "-n", "200", "--eval-rows", "20"]
+    options = {"cwd": tmp_path, "env": ENV, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"}
+    for more in (["--steps", "600", "--batch-size", "2"], ["--resume"]):
+        run = subprocess.Popen([*command, *more], **options)
+        while "copying random tokens, step 50/250: loss" not in run.stdout.readline():
+            assert run.poll() is None
+        run.send_signal(signal.SIGINT)
+        out, err = run.communicate(timeout=60)
+        assert run.returncode == 130 and "Traceback" not in err, err
+        assert "stopped in the lesson: the same command with --resume begins it anew" in out
+        assert checkpoint.read_tensors(tmp_path / "checkpoints" / "minnow" / "state.pt")["step"] == 0
 
 
 def test_a_second_ctrl_c_stops_at_once():
@@ -234,10 +253,12 @@ def test_two_processes_train_as_one(tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT to send to another process")
-def test_two_processes_stop_together_at_ctrl_c(tmp_path):
+@pytest.mark.parametrize(("steps", "said"), [(400, "and saved in two"), (600, "stopped in the lesson")])
+def test_two_processes_stop_together_at_ctrl_c(tmp_path, steps, said):
     """Started as torchrun does it. The signal reaches the second alone, and the first, which saves, hears of it."""
     (tmp_path / "minnow.toml").write_text(SMALL, encoding="utf-8")
-    train = ["-m", "guppylm", "train", "--persona", "minnow.toml", "-n", "200", "--steps", "5000", "--batch-size", "4"]
+    train = ["-m", "guppylm", "train", "--persona", "minnow.toml", "-n", "200", "--steps", str(steps),
+             "--batch-size", "4"]  # fmt: skip
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -250,10 +271,10 @@ def test_two_processes_stop_together_at_ctrl_c(tmp_path):
         assert first.poll() is None
     time.sleep(1)
     second.send_signal(signal.SIGINT)
-    assert "and saved in two" in first.communicate(timeout=60)[0] and first.returncode == 130
+    assert said in first.communicate(timeout=60)[0] and first.returncode == 130
     second.communicate(timeout=60)
     assert second.returncode == 130
-    assert checkpoint.read_tensors(tmp_path / "two" / "state.pt")["step"] > 0
+    assert (checkpoint.read_tensors(tmp_path / "two" / "state.pt")["step"] > 0) == (steps == 400)
 
 
 def test_more_processes_than_gpus_are_a_mistake(monkeypatch):
@@ -267,8 +288,15 @@ def test_more_processes_than_gpus_are_a_mistake(monkeypatch):
 def test_minutes_become_steps():
     config = runs.fit(TrainConfig(), seconds=60, per_step=0.5, per_evaluation=1)
     assert (config.steps, config.warmup_steps, config.eval_every) == (100, 10, 10)
-    assert runs.fit(TrainConfig(), 3600, 0.5, 1).warmup_steps == TrainConfig().warmup_steps
+    long = runs.fit(TrainConfig(copy_steps=300), 3600, 0.5, 0)
+    assert (long.steps, long.copy_steps, long.warmup_steps) == (7050, 300, TrainConfig().warmup_steps)
     assert runs.fit(TrainConfig(), 1, 5, 5).steps == 1
+
+
+@pytest.mark.parametrize(("steps", "lesson"), [(599, 0), (600, 300)])
+def test_a_short_run_has_no_time_for_the_lesson(steps, lesson):
+    config = runs.suited(TrainConfig(steps=steps, copy_steps=300, warmup_steps=100))
+    assert (config.copy_steps, config.warmup_steps) == (lesson, steps // 10)
 
 
 def test_a_profile_counts_the_work(small_corpus, monkeypatch):
@@ -280,9 +308,10 @@ def test_a_profile_counts_the_work(small_corpus, monkeypatch):
     assert measure.flops(state, rows) == 6 * (2 * block * tokens + head * replies)
     monkeypatch.setattr(measure, "peak", lambda device, precision: 1e12)
     monkeypatch.setattr(measure, "seconds", lambda *args: (390.0, 0.0))  # of a step, and of an evaluation
-    report = measure.profile(state, small_corpus, CONFIG)
-    assert "tokens/s" in report and "the whole run: 12 steps" in report and "78.0 min here" in report
-    assert "T4 at the same share of its 65 Tflop/s: 1.2 min" in report and "aten::" in report
+    report = measure.profile(state, small_corpus, replace(CONFIG, copy_steps=4))
+    assert "tokens/s" in report and "4 steps of the lesson and 12 on conversations" in report
+    assert "91.0 min here" in report  # a step of the lesson counts half
+    assert "T4 at the same share of its 65 Tflop/s: 1.4 min" in report and "aten::" in report
 
 
 def test_memorisation_is_called_by_its_name():

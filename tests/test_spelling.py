@@ -1,11 +1,10 @@
 """Slips are mended, and what is no slip is left alone."""
 
 import dataclasses
+import itertools
 import random
 
-import hypothesis.strategies as st
 import pytest
-from hypothesis import given, settings
 
 from guppylm import datagen, spelling
 
@@ -54,25 +53,23 @@ def distance(a: str, b: str) -> int:
     return d[-1][-1]
 
 
-letters = st.text("abc'", max_size=5)
+def test_slips_are_the_words_at_distance_one():
+    short = ["".join(letters) for n in range(4) for letters in itertools.product("ab'", repeat=n)]
+    for a, b in itertools.product(short, repeat=2):
+        assert (b in spelling.slips(a)) == (distance(a, b) == 1 or (a == b != "")), (a, b)
 
 
-@settings(deadline=None, derandomize=True, database=None, max_examples=500)
-@given(letters, letters)
-def test_slips_are_the_words_at_distance_one(a, b):
-    assert (b in spelling.slips(a)) == (distance(a, b) == 1 or (a == b != ""))
-
-
-def test_a_persona_s_own_words_stay_and_most_typos_in_them_are_mended(guppy, guppy_rows):
+def test_words_of_the_persona_stay_and_most_typos_in_them_are_mended(guppy, guppy_rows):
     known = spelling.learn((row["input"] for row in guppy_rows), datagen.spelled(guppy))
     words = {word: rank for rank, word in enumerate(known)}
     quiet = datagen.conversations(dataclasses.replace(guppy, noise={}), 3_000, 11)
-    meant, rng = [c.message.lower() for c in quiet], random.Random(0)
+    sense = [c for c in quiet if c.exchange.place != "topics.confused.gibberish"]  # that is no word, and may be a slip
+    meant, rng = [c.message.lower() for c in sense], random.Random(0)
     assert [spelling.mend(message, words) for message in meant] == meant
     typed = [datagen.misspell(message, rng) for message in meant]
-    assert [spelling.mend(typo, words) for typo in typed] != typed
     assert sum(spelling.mend(typo, words) == m for typo, m in zip(typed, meant, strict=True)) > 0.5 * len(meant)
 
 
 def test_a_word_of_any_length_is_read():
-    spelling.mend("x" * 100_000 + " bubles", WORDS)  # all slips of a word so long would not fit into memory
+    long = "x" * 100_000  # all slips of a word so long would not fit into memory
+    assert spelling.mend(f"{long} bubles", WORDS) == f"{long} bubbles"

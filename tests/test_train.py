@@ -179,22 +179,23 @@ def test_muons_direction_is_the_gradients_with_equal_strengths(shape):
     assert strengths.quantile(0.05) > 0.6 and strengths.max() < 1.3  # a square one has a direction close to 0
 
 
-def test_our_muon_steps_as_torchs_does(small_corpus):
+@pytest.mark.parametrize("shape", [(8, 12), (12, 8)])
+def test_our_muon_steps_as_torchs_does(shape):
     reference = getattr(torch.optim, "Muon", None)
     if reference is None:
         pytest.skip("this torch has no Muon of its own")
-    ours, theirs = (torch.nn.Parameter(torch.ones(8, 12)) for _ in range(2))
-    settings = {"lr": 0.01, "weight_decay": 0.1, "momentum": 0.95}
+    ours, theirs = (torch.nn.Parameter(torch.ones(shape)) for _ in range(2))
+    settings = {"lr": 0.1, "weight_decay": 0.5, "momentum": 0.95}
     optimizers = [
         Muon([ours], **settings, dtype=torch.bfloat16),
         reference([theirs], **settings, adjust_lr_fn="match_rms_adamw"),
     ]
-    for seed in range(3):
-        ours.grad = torch.randn(8, 12, generator=torch.Generator().manual_seed(seed))
+    for seed in range(10):
+        ours.grad = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
         theirs.grad = ours.grad.clone()
         for optimizer in optimizers:
             optimizer.step()
-    assert torch.allclose(ours, theirs, atol=2e-3)
+    assert (ours - theirs).norm() < 0.01 * (theirs - 1).norm()
 
 
 def test_training_learns_and_says_how_it_goes(small_corpus):
@@ -212,16 +213,16 @@ def test_training_learns_and_says_how_it_goes(small_corpus):
 
 def test_evaluation_counts_replies_and_their_end_tokens(small_corpus):
     state, rows = start(small_corpus), small_corpus.evaluation
-    total = train.evaluate(state, rows, CONFIG)
+    total = train.total_nats(state, rows, CONFIG)
     assert all(row.ids[-1] == IM_END for row in rows)
     tokens = sum(len(small_corpus.tok.encode(small_corpus.tok.decode(row.ids[row.prompt :]))) + 1 for row in rows)
     assert sum(row.reply_tokens for row in rows) == tokens
     assert total / tokens == pytest.approx(math.log(small_corpus.tok.vocab_size), abs=0.3)
-    assert train.evaluate(state, rows, TrainConfig(micro_batch=20)) == pytest.approx(total, rel=1e-5)
+    assert train.total_nats(state, rows, TrainConfig(micro_batch=20)) == pytest.approx(total, rel=1e-5)
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_stops_before_it_spoils_the_weights(small_corpus, monkeypatch, broken):
+def test_a_loss_that_is_not_a_number_stops_before_it_spoils_the_weights(small_corpus, monkeypatch, broken):
     state = start(small_corpus)
     events = train.train(state, small_corpus, CONFIG)
     next(events)
@@ -233,7 +234,7 @@ def test_a_loss_that_is_no_number_stops_before_it_spoils_the_weights(small_corpu
     assert all(torch.equal(a, b) for a, b in zip(good, state.model.parameters(), strict=True))
 
 
-def test_a_gradient_that_is_no_number_stops_too(small_corpus):
+def test_a_gradient_that_is_not_a_number_stops_too(small_corpus):
     state = start(small_corpus)
     train.backward(state, small_corpus.train[:4], CONFIG)
     good = state.model.norm.weight.clone()
@@ -267,9 +268,16 @@ def test_the_clock_counts_all_the_time(small_corpus):
     assert sum(seconds.values()) == pytest.approx(time.perf_counter() - began, rel=0.2)
 
 
-def test_the_floor_is_the_entropy_of_the_templates(small, small_corpus):
-    """Two lists of 2 and 3, or 3 and 3 with a colour, or 2 with nested pools: between ln 2 and ln 40 nats a reply."""
-    assert math.log(2) < small_corpus.floor < math.log(40)
+def test_the_floor_is_the_mean_cost_of_the_replies_kept_apart(small, small_corpus):
+    made = {datagen.pair(c.row()): c for c in datagen.conversations(small, 220)}
+    _, held = datagen.split([c.row() for c in datagen.conversations(small, 220)], 20)
+    kept = [made[datagen.pair(row)] for row in held]
+    costs = [-datagen.reply_log_prob(c.exchange, c.shared, c.reply) for c in kept]
+    assert small_corpus.floor == pytest.approx(sum(costs) / len(costs))
+    state = start(small_corpus)
+    state.losses = [1.0]
+    row = train.history_row(state, small_corpus, CONFIG)
+    assert row["floor"] / row["eval_loss"] == pytest.approx(small_corpus.floor / row["nats_per_reply"])
 
 
 @pytest.mark.parametrize(
@@ -308,10 +316,12 @@ def test_the_memory_of_a_tensor_that_is_gone_serves_the_next():
     assert pages_asked_for < 100  # of 2 MB at most, so that five tensors taken anew would be over 150
 
 
-def test_bfloat16_gives_nearly_the_same_loss(small_corpus, tiny):
-    state = start(small_corpus)
+def test_bfloat16_gives_nearly_the_same_loss(small_corpus):
+    model = start(small_corpus).model
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)  # untrained, its blocks would add nothing
     batch = train.make_batch(small_corpus.train[:8], CPU)
-    full, half = (train.token_losses(state.model, batch, p).sum() for p in (torch.float32, torch.bfloat16))
+    full, half = (train.token_losses(model, batch, p).sum() for p in (torch.float32, torch.bfloat16))
     assert half.dtype == torch.float32
     assert full.item() != half.item()
     assert half.item() == pytest.approx(full.item(), rel=0.01)

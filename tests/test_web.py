@@ -75,6 +75,7 @@ def served(folder):
     """The address at which a folder is served."""
     running = site.server(folder, 0)
     threading.Thread(target=running.serve_forever, daemon=True).start()
+    assert running.server_address[0] == "127.0.0.1"  # no other machine can reach it
     try:
         yield f"http://127.0.0.1:{running.server_address[1]}/"
     finally:
@@ -171,6 +172,13 @@ def test_greedy_replies_are_equal_in_torch_in_onnxruntime_and_on_the_page(page, 
     assert len(set(ours)) > 10
 
 
+def test_replies_are_drawn(page):
+    call = "(settings) => window.guppy.reply('hello', settings)"
+    assert len({page.evaluate(call, {"temperature": 1, "topK": 0}) for _ in range(6)}) > 1
+    greedy = page.evaluate(call, {"temperature": 0, "topK": 0})
+    assert {page.evaluate(call, {"temperature": 1, "topK": 1}) for _ in range(3)} == {greedy}
+
+
 def test_what_is_typed_stays_text(page):
     say(page, MARKUP)
     page.get_by_text(MARKUP, exact=True).wait_for()
@@ -195,7 +203,9 @@ def test_a_token_shows_what_it_was_chosen_from_and_where_the_heads_looked(page, 
     panel = page.get_by_role("region", name="token")
     panel.wait_for()
     bot = chat.Bot(rounded(fish[0]), fish[1], "guppy")
-    p = chat.probabilities(bot.next_logits(torch.tensor([bot.prompt(message)])), temperature=0.7, top_k=50)
+    ids = torch.tensor([bot.prompt(message)])
+    p = chat.probabilities(bot.next_logits(ids), temperature=0.7, top_k=50)
+    looks = bot.model.attention(ids)
     expected = [100 * float(share) for share in torch.topk(p[0], 8).values]
     shares = [float(share.rstrip("%")) for share in page.locator(".percent").all_inner_texts()]
     assert shares[:8] == pytest.approx(expected, abs=0.2)
@@ -204,8 +214,9 @@ def test_a_token_shows_what_it_was_chosen_from_and_where_the_heads_looked(page, 
         panel.get_by_role("button", name=f"Layer {layer}").click()
         rows = page.locator(".head").all()
         assert len(rows) == 6
-        looked = [float(token.get_attribute("title").rstrip("%")) for token in rows[0].locator("[title]").all()]
-        assert sum(looked) == pytest.approx(100, abs=2)
+        for head, row in enumerate(rows):
+            shown = row.locator("[title]").evaluate_all("all => all.map((one) => parseFloat(one.title))")
+            assert shown == pytest.approx((100 * looks[layer - 1].weights[0, head, -1]).tolist(), abs=0.3)
         assert "<|im_start|>" in rows[0].inner_text()
     page.keyboard.press("Escape")
     panel.wait_for(state="hidden")
