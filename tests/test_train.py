@@ -270,7 +270,7 @@ def test_the_clock_counts_all_the_time(small_corpus):
 
 def test_the_floor_is_the_mean_cost_of_the_replies_kept_apart(small, small_corpus):
     made = {datagen.pair(c.row()): c for c in datagen.conversations(small, 220)}
-    _, held = datagen.split([c.row() for c in datagen.conversations(small, 220)], 20)
+    _, held = datagen.split(datagen.generate(small, 220), 20)
     kept = [made[datagen.pair(row)] for row in held]
     costs = [-datagen.reply_log_prob(c.exchange, c.shared, c.reply) for c in kept]
     assert small_corpus.floor == pytest.approx(sum(costs) / len(costs))
