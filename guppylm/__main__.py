@@ -27,6 +27,8 @@ def data(args: argparse.Namespace) -> None:
     from guppylm import card, corpus, datagen
 
     persona = datagen.load_persona(args.persona)
+    if args.topic is not None and not args.sample:
+        raise ValueError("--topic goes with --sample N")
     if args.topic is not None and args.topic not in persona.topics:
         raise ValueError(f"--topic {args.topic}: {persona.name} knows {', '.join(persona.topics)}")
     if args.sample:
@@ -105,20 +107,17 @@ def train(args: argparse.Namespace) -> None:
     drawn = {"rows": len(prepared.train)} if args.data else {"rows": args.rows, "eval_rows": args.eval_rows}
     record = {"persona": persona, "training": {"command": command, **drawn}}
     if parallel.rank() == 0:
+        if args.resume and args.minutes:
+            print(f"{out}: goes on in the settings that it began with, whatever --minutes says")
         introduce(state, prepared, config)
-        runs.save_state(
-            out, state, prepared, config
-        )  # at once: shows a folder that can't be written to before all work
+        runs.save_state(out, state, prepared, config)  # a folder that can't be written to is known before all work
     learn_to_copy(state, prepared, config)
     events = training.train(state, prepared, config)
     if parallel.rank() == 0:
         bot = chat.Bot(state.model, prepared.tok, persona["name"])
         show(events, state, prepared, config, bot, out, record)
     else:
-        with runs.interrupts() as interrupted:
-            for _ in events:  # another process prints and saves
-                if stop_together(interrupted, state) and state.step < config.steps:
-                    stop("")
+        follow(events, state, config)
     parallel.leave()
 
 
@@ -176,6 +175,7 @@ def learn_to_copy(state, prepared, config) -> None:
         for step, loss in enumerate(losses, start=1):
             stopped = stop_together(interrupted, state)
             if parallel.rank() == 0 and (stopped or step % 50 == 0):
+                losses.clear()  # the bar: this line would be written behind it
                 done = f"copying random tokens, step {step}/{config.copy_steps}"
                 print(f"{done}: loss {loss:.3f}, {unsure(loss)}", flush=True)
             if stopped:
@@ -188,8 +188,11 @@ def show(events, state, prepared, config, bot, out: Path, record: dict) -> None:
 
     saved = time.monotonic()
     with runs.interrupts() as interrupted:
-        for progress in show_progress(events, state.step, config.steps):
+        shown = show_progress(events, state.step, config.steps)
+        for progress in shown:
             stopped = stop_together(interrupted, state)
+            if progress.steps_run == 10:
+                print(f"about {runs.minutes_left(progress, config):.0f} min to go", flush=True)
             if progress.evaluation:
                 print(runs.describe(progress, config))
                 reply = bot.reply(prepared.message, seed=config.seed)
@@ -200,10 +203,22 @@ def show(events, state, prepared, config, bot, out: Path, record: dict) -> None:
                 runs.save_state(out, state, prepared, config)
                 saved = time.monotonic()
             if stopped and state.step < config.steps:
+                shown.close()  # and with it the bar
                 stop(f"stopped after step {state.step} and saved in {out}: the same command with --resume goes on")
-    if state.clock.seconds:
+    if state.clock.seconds.keys() - {"printing and saving"}:  # or a run that had been finished was resumed
         print(runs.describe_time(state.clock.seconds))
-    print(f"saved in {out}: python -m guppylm chat --model {out}")
+    folder = f'"{out}"' if " " in str(out) else out
+    print(f"saved in {out}: python -m guppylm chat --model {folder}")
+
+
+def follow(events, state, config) -> None:
+    """Train along, in a process that neither prints nor saves."""
+    from guppylm import runs
+
+    with runs.interrupts() as interrupted:
+        for _ in events:
+            if stop_together(interrupted, state) and state.step < config.steps:
+                stop("")
 
 
 def show_progress(events, done: int, steps: int):
@@ -214,8 +229,8 @@ def show_progress(events, done: int, steps: int):
         for progress in events:
             bar.update(progress.step - bar.n)
             bar.set_postfix(loss=f"{progress.loss:.3f}", refresh=False)
-            if progress.evaluation:
-                bar.clear()
+            if progress.evaluation or progress.steps_run == 10:
+                bar.clear()  # something will be printed
             yield progress
 
 
@@ -224,10 +239,10 @@ def chat(args: argparse.Namespace) -> None:
     from guppylm import chat as chatting
 
     bot = chatting.load(args.model, args.device)
-    settings = {"temperature": args.temperature, "top_k": args.top_k, "seed": args.seed}
+    sampling = {"temperature": args.temperature, "top_k": args.top_k, "seed": args.seed}
     say = explain if args.explain else speak
     if args.prompt is not None:
-        say(bot, args.prompt, settings)
+        say(bot, args.prompt, sampling)
         return
     interactive = sys.stdin.isatty()
     if interactive:
@@ -239,21 +254,21 @@ def chat(args: argparse.Namespace) -> None:
             return
         if message.strip():
             print(f"{bot.name.capitalize()}> ", end="")
-            say(bot, message, settings)
+            say(bot, message, sampling)
 
 
-def speak(bot, message: str, settings: dict) -> None:
+def speak(bot, message: str, sampling: dict) -> None:
     """Print the reply as it is made."""
-    for step in bot.stream(message, **settings):
+    for step in bot.stream(message, **sampling):
         print(printable(step.text), end="", flush=True)
     print()
 
 
-def explain(bot, message: str, settings: dict) -> None:
+def explain(bot, message: str, sampling: dict) -> None:
     """Print the message as the model reads it, and each token with its probability and what else it might have been."""
     print(f"read as {printable(bot.tok.mend(message))!r}")
     print(f"{'token':<16}{'chance':>7}   also likely")
-    for step in bot.stream(message, **settings):
+    for step in bot.stream(message, **sampling):
         others = "   ".join(f"{printable(label)!r} {p:.1%}" for label, p in step.choices if label != bot.label(step.id))
         print(f"{printable(bot.label(step.id))!r:<16}{step.probability:>7.1%}   {others}")
 
@@ -273,7 +288,11 @@ def evaluate(args: argparse.Namespace) -> None:
     own = record.get("persona", {}).get("name", "guppy").replace(" ", "_")
     persona = datagen.load_persona(args.persona or own)
     bot, training = chatting.Bot(model, tok, persona.name), record.get("training", {})
-    card = evaluation.evaluate(bot, persona, training, args.prompts, args.temperature, args.top_k)
+
+    def say(what: str) -> None:
+        print(f"measuring: {what} ...", file=sys.stderr, flush=True)  # not where --json goes
+
+    card = evaluation.evaluate(bot, persona, training, args.prompts, args.temperature, args.top_k, say)
     text = json.dumps(card, indent=2, ensure_ascii=False)
     if args.save:
         checkpoint.write_text(folder / "evaluation.json", text + "\n")
@@ -283,24 +302,23 @@ def evaluate(args: argparse.Namespace) -> None:
 def export(args: argparse.Namespace) -> None:
     """Write a model, or the rows of a persona, for other software."""
     from guppylm import datagen
+    from guppylm import export as exporting
 
     out: Path = args.out
     if args.push and args.to not in ("hf", "dataset"):
         raise ValueError(f"--push uploads what --to hf and --to dataset write, not {args.to}")
+    if args.fp32 and args.to != "onnx":
+        raise ValueError(f"--fp32 is for --to onnx, not {args.to}")
     if args.to == "dataset":
         persona = datagen.load_persona(args.persona)
-        train, held = rows_of(persona, args)
-        with extra("export"):
-            from guppylm import export as exporting
-        exporting.save_dataset(persona, train, held, out)
+        exporting.save_dataset(persona, *rows_of(persona, args), out)
     else:
         model, tok, record, folder = load_model(args)
         if args.to == "hf":
+            file = folder / "evaluation.json"
+            evaluation = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
             with extra("export"):
-                from guppylm import export as exporting
-            card = folder / "evaluation.json"
-            evaluation = json.loads(card.read_text(encoding="utf-8")) if card.exists() else None
-            exporting.save_hf(model, tok, record, evaluation, out)
+                exporting.save_hf(model, tok, record, evaluation, out)
         elif args.to == "onnx":
             with extra("export"):
                 from guppylm import onnx_export
@@ -346,14 +364,14 @@ def extra(name: str):
     try:
         yield
     except ImportError as error:
-        raise ValueError(f"{error.name} is missing: in the checkout, pip install '.[{name}]'") from error
+        raise ValueError(f'{error.name} is missing: in the checkout, pip install ".[{name}]"') from error
 
 
 def parser() -> argparse.ArgumentParser:
     """All sub-commands and their options."""
-    main = Parser(prog="guppylm", description="A small fish of a language model, built from scratch.")
+    top = Parser(prog="guppylm", description="A small fish of a language model, built from scratch.")
     names = "data | train | chat | evaluate | export | web"
-    commands = main.add_subparsers(required=True, metavar=names, parser_class=Parser)
+    commands = top.add_subparsers(required=True, metavar=names, parser_class=Parser)
 
     def command(function, **options) -> argparse.ArgumentParser:
         sub = commands.add_parser(function.__name__, help=function.__doc__, description=function.__doc__)
@@ -366,14 +384,17 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--eval-rows", type=count, default=1_000, help="conversations kept apart (default: 1,000)")
 
     def add_seed(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--seed", type=int, default=0, help="the same seed gives the same rows (default: 0)")
+        sub.add_argument("--seed", type=seed, default=0, help="the same seed gives the same rows (default: 0)")
 
     def add_model(sub: argparse.ArgumentParser) -> None:
         where = "a trained model (default: checkpoints/guppy, else the shipped fish)"
         sub.add_argument("--model", metavar="DIR", help=where)
 
-    def add_sampling(sub: argparse.ArgumentParser) -> None:
+    def add_device(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
+
+    def add_sampling(sub: argparse.ArgumentParser) -> None:
+        add_device(sub)
         wildness = "0: always the likeliest token; 1: as trained (default: 0.7)"
         sub.add_argument("--temperature", type=temperature, default=0.7, help=wildness)
         top = "choose among so many tokens, 0: all (default: 50)"
@@ -401,14 +422,14 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--micro-batch", type=count, help="rows computed at once: less memory, the same gradients")
     sub.add_argument("--learning-rate", type=positive_number, help="the highest of the schedule")
     sub.add_argument("--eval-every", type=count, help="steps between evaluations")
-    sub.add_argument("--seed", type=int, help="of the rows, the first weights and the order")
-    sub.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
+    sub.add_argument("--seed", type=seed, help="of the rows, the first weights and the order")
+    add_device(sub)
 
     sub = command(chat)
     add_model(sub)
     add_sampling(sub)
     sub.add_argument("--prompt", metavar="TEXT", help="answer this one message")
-    sub.add_argument("--seed", type=int, help="the same seed gives the same reply")
+    sub.add_argument("--seed", type=seed, help="the same seed gives the same reply")
     sub.add_argument("--explain", action="store_true", help="print each token, its probability and the runners-up")
 
     sub = command(evaluate)
@@ -436,7 +457,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, default=Path("site"), metavar="DIR", help="where to build (default: site)")
     port = "to serve it on, 0: any that is free (default: 8000)"
     sub.add_argument("--port", type=count_or_zero, default=8000, help=port)
-    return main
+    return top
 
 
 def count(text: str) -> int:
@@ -448,6 +469,12 @@ def count(text: str) -> int:
 def count_or_zero(text: str) -> int:
     if (value := int(text)) < 0:
         raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return value
+
+
+def seed(text: str) -> int:
+    if not -(2**63) <= (value := int(text)) < 2**63:
+        raise argparse.ArgumentTypeError(f"{text} does not fit into 64 bits")
     return value
 
 
@@ -483,9 +510,11 @@ def main() -> None:
         print(f"guppylm: {error}", file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:
-        if "out of memory" not in str(error):
+        signs = ("out of memory", "DefaultCPUAllocator")  # of a GPU, of a CPU
+        if not any(sign in str(error) for sign in signs):
             raise
-        print("guppylm: the device is out of memory: try a smaller --micro-batch, or --device cpu", file=sys.stderr)
+        advice = "try a smaller --micro-batch (with --resume if the run had begun), or --device cpu"
+        print(f"guppylm: out of memory: {advice}", file=sys.stderr)
         sys.exit(2)
 
 

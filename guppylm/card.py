@@ -105,7 +105,7 @@ def advice(persona: Persona, card: DataCard) -> list[str]:
     """What is thin or wrong in a persona, one line each with what to write, judged by clean conversations from it."""
     made = list(conversations(replace(persona, noise={}), card.rows))
     return [
-        *_few_replies(card),
+        *_few_replies(persona, card),
         *_few_messages(made),
         *_no_confused(persona),
         *_in_two_topics(made),
@@ -116,13 +116,14 @@ def advice(persona: Persona, card: DataCard) -> list[str]:
     ]
 
 
-def _few_replies(card: DataCard) -> list[str]:
-    wanted = math.ceil(card.rows / len(card.can_say))
+def _few_replies(persona: Persona, card: DataCard) -> list[str]:
+    weights = {name: topic.weight for name, topic in persona.topics.items()}
+    wanted = {name: math.ceil(card.rows * weight / sum(weights.values())) for name, weight in weights.items()}
     return [
-        f"topics.{name}.reply: can say {count:,} different replies, and about {wanted:,} rows want one: the model will "
-        "know them by heart. Write more texts in each part, or one more part; choices multiply"
+        f"topics.{name}.reply: can say {count:,} different replies, and about {wanted[name]:,} rows want one: the "
+        "model will know them by heart. Write more texts in each part, or one more part; choices multiply"
         for name, count in card.can_say.items()
-        if count < wanted
+        if count < wanted[name]
     ]
 
 

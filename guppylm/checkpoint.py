@@ -118,16 +118,19 @@ def load(folder: Path, device: torch.device) -> tuple[GuppyLM, Tokenizer, dict]:
     _fill(model, weights, file)
     tok = read_tokenizer(folder, mends=file.name != "pytorch_model.bin")  # the published fish was trained without
     if tok.vocab_size > model.config.vocab_size:
-        sizes = f"{tok.vocab_size} entries, the model {model.config.vocab_size}"
-        raise CheckpointError(f"{folder}: the tokenizer has {sizes}")
+        entries = f"{tok.vocab_size} entries, the model {model.config.vocab_size}"
+        raise CheckpointError(f"{folder}: the tokenizer has {entries}")
     return model.to(device).eval(), tok, record
 
 
 def read_tensors(file: Path) -> dict:
     """Read what torch.save wrote, without running any code that may be in it."""
     try:
-        if zipfile.is_zipfile(file) and (damaged := zipfile.ZipFile(file).testzip()):  # torch.load checks no sums
-            raise CheckpointError(f"{file}: is damaged, in {damaged}: it was not loaded")
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                damaged = archive.testzip()  # torch.load checks no sums
+            if damaged:
+                raise CheckpointError(f"{file}: is damaged, in {damaged}: it was not loaded")
         return torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{file}: {error.strerror}") from error

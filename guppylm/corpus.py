@@ -143,9 +143,10 @@ def read(folder: Path, tok: Tokenizer | None = None) -> Corpus:
 
 
 def read_lines(file: Path) -> list[str]:
-    """The lines of a text file. ValueError if it isn't UTF-8."""
+    """The lines of a text file, with or without the mark that some Windows editors begin it with. ValueError if it
+    isn't UTF-8."""
     try:
-        return file.read_text(encoding="utf-8").rstrip("\n").split("\n")
+        return file.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: is not UTF-8 text (byte {error.start})") from error
 
@@ -171,7 +172,7 @@ def write_rows(folder: Path, train: list[dict[str, str]], held: list[dict[str, s
 
 
 def digest_of(rows: list[dict[str, str]]) -> str:
-    """A short name for exactly these rows."""
+    """The SHA-256 of exactly these rows."""
     return hashlib.sha256(json.dumps([(row["input"], row["output"]) for row in rows]).encode()).hexdigest()
 
 

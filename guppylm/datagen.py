@@ -126,7 +126,8 @@ def misspell(text: str, rng: random.Random) -> str:
 
 
 def add_noise(message: str, persona: Persona, rng: random.Random) -> str:
-    """The message as real people type it. Every kind is tried in turn, each with its probability in [noise].
+    """The message as real people type it. Every kind is tried in turn with its probability in [noise], but no mark is
+    added where all were taken away, and no capital where all is shouted.
 
     Capitals are for other readers of the rows: our tokenizer puts every message in lower case.
     """

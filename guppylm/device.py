@@ -4,7 +4,7 @@ import ctypes
 import math
 import platform
 import time
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -69,4 +69,4 @@ def cpu_seconds(*dtypes: torch.dtype) -> list[float]:
 
 def mixed_precision(device: torch.device, precision: torch.dtype) -> AbstractContextManager:
     """Matrix products in `precision`; the weights, and sums that need the digits, stay in float32."""
-    return torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32)
+    return nullcontext() if precision == torch.float32 else torch.autocast(device.type, dtype=precision)

@@ -3,14 +3,16 @@
 import json
 from pathlib import Path
 
-from safetensors.torch import save
-
 from guppylm import corpus, gpt2
 from guppylm.checkpoint import write_text, write_tokenizer, write_whole
 from guppylm.model import GuppyLM
 from guppylm.persona import Persona
 from guppylm.tokenizer import IM_END, IM_START, PAD, SPECIAL, Tokenizer
 from guppylm.train import unsure
+
+# What is written here, and nothing else of a folder is uploaded
+WRITTEN = ["README.md", "config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json", "words.txt",
+           "model.safetensors", "train.jsonl", "eval.jsonl"]  # fmt: skip
 
 # One conversation as guppylm.tokenizer spells it. Jinja, the template language that transformers runs.
 CHAT_TEMPLATE = (
@@ -26,8 +28,13 @@ CHAT_TEMPLATE = (
 def save_hf(model: GuppyLM, tok: Tokenizer, record: dict, evaluation: dict | None, out: Path) -> None:
     """Write a model as a folder that transformers' AutoModelForCausalLM and AutoTokenizer load.
 
-    record: the config.json of the checkpoint. evaluation: what `evaluate --json` printed, for the model card.
+    record: what `checkpoint.load` returns of config.json. evaluation: what `evaluate --json` printed, for the model
+    card. ValueError if `out` holds a README.md of somebody else's.
     """
+    from safetensors.torch import save  # here, because data sets and downloads do without it
+
+    card = model_card(model, record, evaluation)
+    write_card(out, card)
     sizes = {theirs: getattr(model.config, ours) for ours, theirs in gpt2.SIZES.items()}
     ends = {"bos_token_id": IM_START, "eos_token_id": IM_END, "pad_token_id": PAD}
     none_dropped = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
@@ -46,7 +53,14 @@ def save_hf(model: GuppyLM, tok: Tokenizer, record: dict, evaluation: dict | Non
     write_tokenizer(out, tok)
     for name, table in (("config", config), ("generation_config", generation), ("tokenizer_config", tokenizer)):
         write_text(out / f"{name}.json", json.dumps(table, indent=2) + "\n")
-    write_text(out / "README.md", model_card(model, record, evaluation))
+
+
+def write_card(out: Path, text: str) -> None:
+    """Write README.md, first of all files, but never over one that is no card."""
+    file = out / "README.md"
+    if file.exists() and not file.read_text(encoding="utf-8").startswith("---"):
+        raise ValueError(f"{file}: was not written by an export: choose another folder")
+    write_text(file, text)
 
 
 def model_card(model: GuppyLM, record: dict, evaluation: dict | None) -> str:
@@ -108,8 +122,10 @@ def model_card(model: GuppyLM, record: dict, evaluation: dict | None) -> str:
 
 
 def save_dataset(persona: Persona, train: list[dict[str, str]], held: list[dict[str, str]], out: Path) -> None:
-    """Write rows as a data set: train.jsonl and eval.jsonl, which `train --data` reads, and a card."""
-    corpus.write_rows(out, train, held)
+    """Write rows as a data set: train.jsonl and eval.jsonl, which `train --data` reads, and a card.
+
+    ValueError if `out` holds a README.md of somebody else's.
+    """
     card = [
         "---",
         "license: mit",
@@ -136,7 +152,8 @@ def save_dataset(persona: Persona, train: list[dict[str, str]], held: list[dict[
         f"Topics: {', '.join(persona.topics)}.",
         "",
     ]
-    write_text(out / "README.md", "\n".join(card))
+    write_card(out, "\n".join(card))
+    corpus.write_rows(out, train, held)
 
 
 def push(folder: Path, name: str, kind: str) -> str:
@@ -150,7 +167,7 @@ def push(folder: Path, name: str, kind: str) -> str:
         huggingface_hub.create_repo(name, repo_type=kind, exist_ok=True)
         done = huggingface_hub.upload_folder(
             repo_id=name, repo_type=kind, folder_path=folder, commit_message="Upload from guppylm",
-            allow_patterns=["README.md", "*.json", "*.jsonl", "words.txt", "*.safetensors"],  # what is written here
+            allow_patterns=WRITTEN,
         )  # fmt: skip
     except _hub_errors() as error:
         raise ValueError(
@@ -184,6 +201,6 @@ def _hub_errors() -> tuple[type[Exception], ...]:
     """What goes wrong between here and the hub: it says no, the name is none, or there is no network."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    # The library's HTTP client was requests and is now httpx. Either's own base error is what HfHubHTTPError derives
-    # from, so this catches a failed connection with both, and neither has to be imported.
+    # HfHubHTTPError derives from the error of the library's HTTP client, which differs from version to version; where
+    # that does not cover a failed connection, OSError does. So no client has to be imported.
     return (*HfHubHTTPError.__bases__, HFValidationError, OSError)

@@ -70,10 +70,11 @@ def profile(state: State, corpus: Corpus, config: TrainConfig) -> str:
     with torch.profiler.profile(activities=activities) as profiler:
         training.backward(state, corpus.train[: config.batch_size], config)
         training.update(state, config)
+    precision = str(state.precision).removeprefix("torch.")
     by = "self_cuda_time_total" if state.device.type == "cuda" else "self_cpu_time_total"
     return "\n".join(
         [
-            f"{state.device} in {str(state.precision)[6:]}: {per_step:.3f} s a step, {tokens / per_step:,.0f} tokens/s",
+            f"{state.device} in {precision}: {per_step:.3f} s a step, {tokens / per_step:,.0f} tokens/s",
             f"{work / per_step / 1e12:.2f} Tflop/s of {most / 1e12:.2f} that one large matrix product reaches here: "
             f"{work / per_step / most:.0%}",
             f"the whole run: {config.copy_steps:,} steps of the lesson and {config.steps:,} on conversations, "

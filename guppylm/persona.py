@@ -95,7 +95,7 @@ def load_persona(persona: str) -> Persona:
     """Read and check a persona, by name or path. PersonaError names file, place and entry of the first mistake."""
     file = find_persona(persona)
     try:
-        table = tomllib.loads(file.read_text(encoding="utf-8"))
+        table = tomllib.loads(file.read_text(encoding="utf-8-sig"))  # some Windows editors begin a file with a mark
     except OSError as error:
         raise PersonaError(f"{file}: can't be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

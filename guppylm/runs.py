@@ -51,12 +51,17 @@ def save_state(folder: Path, state: State, corpus: Corpus, config: TrainConfig) 
 
 
 def saved_config(folder: Path, changes: dict) -> TrainConfig:
-    """The settings of the run in `folder`. ValueError if `changes` asks for others."""
-    config = checkpoint.read_tensors(folder / "state.pt")["config"]
+    """The settings of the run in `folder`. ValueError if `changes` asks for others, or if the code has others by now.
+
+    A smaller micro-batch is no other setting: the gradients are the same, and memory may be what it stopped for.
+    """
+    kept = checkpoint.read_tensors(folder / "state.pt").get("config", {})
+    if kept.keys() != TrainConfig.__annotations__.keys():
+        raise ValueError(f"{folder}: can't resume: another version of this program saved it; choose another --out")
     for name, value in changes.items():
-        if config[name] != value:
-            raise ValueError(f"{folder}: can't resume: {name} was {config[name]}, now it is {value}")
-    return TrainConfig(**config)
+        if name != "micro_batch" and kept[name] != value:
+            raise ValueError(f"{folder}: can't resume: {name} was {kept[name]}, now it is {value}")
+    return TrainConfig(**kept | changes)
 
 
 def saved_precision(folder: Path, device: torch.device) -> torch.dtype:
@@ -130,6 +135,11 @@ def interrupts() -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, before)
 
 
+def minutes_left(progress: Progress, config: TrainConfig) -> float:
+    """How long the steps that are left will take, if they are as fast as those so far."""
+    return progress.seconds / progress.steps_run * (config.steps - progress.step) / 60
+
+
 def describe(progress: Progress, config: TrainConfig) -> str:
     """An evaluation as a line to read while waiting."""
     row, floor = progress.evaluation, progress.evaluation["floor"]
@@ -137,10 +147,10 @@ def describe(progress: Progress, config: TrainConfig) -> str:
     learned = f"training {row['train_loss']:.3f}"
     if floor is not None and row["train_loss"] < floor:
         learned += ", under the floor: memorisation"
-    left = progress.seconds / progress.steps_run * (config.steps - progress.step) / 60
     return (
         f"step {progress.step}/{config.steps}: loss {row['eval_loss']:.3f}{above}, {unsure(row['eval_loss'])} "
-        f"({learned}); {progress.tokens_run / progress.seconds:,.0f} tokens/s, {left:.0f} min left"
+        f"({learned}); {progress.tokens_run / progress.seconds:,.0f} tokens/s, "
+        f"{minutes_left(progress, config):.0f} min left"
     )
 
 

@@ -1,6 +1,6 @@
 """Training: batches, the learning-rate schedule, one step, evaluation, and the loop that puts them together.
 
-Shapes: B rows of a batch, T time (position), C channels, V vocabulary, N the positions of a batch that bear loss.
+Shapes: B rows of a batch, T time (position), V vocabulary, N the positions of a batch that bear loss.
 What `parallel` does can be skipped at first reading: in one process rank() is 0, size() is 1, and its other functions
 change nothing.
 """
@@ -24,7 +24,7 @@ from guppylm.model import GuppyLM
 from guppylm.muon import Muon
 from guppylm.tokenizer import PAD
 
-ADVICE = "try a lower --learning-rate; the weights that were saved last are good"
+ADVICE = "begin again with a lower --learning-rate and another --out; the weights that were saved last are good"
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Clock:
 
     def lap(self, what: str) -> None:
         if self.device.type != "cpu":
-            torch.accelerator.synchronize()  # a GPU works behind our back: wait until it has finished
+            torch.accelerator.synchronize(self.device)  # a GPU works behind our back: wait until it has finished
         now = time.perf_counter()
         self.seconds[what] += now - self.last
         self.last = now
@@ -140,15 +140,15 @@ def start(model: GuppyLM, config: TrainConfig, precision: torch.dtype) -> State:
     matrices = [p for p in model.blocks.parameters() if p.dim() == 2]
     embeddings = [model.tok_emb.weight, model.pos_emb.weight]
     vectors = [p for p in model.parameters() if p.dim() == 1]  # biases and norms: pulling them to 0 gains nothing
-    groups = [
+    adamw_groups = [
         {"params": embeddings, "weight_decay": config.weight_decay, "rate": config.embedding_rate},
         {"params": vectors, "weight_decay": 0.0, "rate": 1.0},
     ]
+    muon_groups = [{"params": matrices, "rate": 1.0}]
     dtype = torch.bfloat16 if precision == torch.bfloat16 else torch.float32
-    lr, inside = config.learning_rate, [{"params": matrices, "rate": 1.0}]
     optimizers = [
-        torch.optim.AdamW(groups, lr=lr, betas=(0.9, config.beta2), fused=True),
-        Muon(inside, lr=lr, weight_decay=config.weight_decay, dtype=dtype),
+        torch.optim.AdamW(adamw_groups, lr=config.learning_rate, betas=(0.9, config.beta2), fused=True),
+        Muon(muon_groups, lr=config.learning_rate, weight_decay=config.weight_decay, dtype=dtype),
     ]
     # Gradients below 6e-8 are zero in float16. The scaler multiplies the loss by a large number, so that they
     # survive, and divides it out again before the step. bfloat16 has float32's range and needs none.

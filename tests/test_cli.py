@@ -1,9 +1,12 @@
 """The command line as a user meets it: in a process of its own."""
 
+import ast
 import io
 import json
 import os
 import re
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -12,7 +15,7 @@ from pathlib import Path
 import pytest
 from conftest import SMALL
 
-from guppylm import __main__, evaluate
+from guppylm import __main__, chat, evaluate
 
 ROOT = Path(__file__).parent.parent
 ONE = 'name = "one"\nsummary = "of few words"\n[topics.only]\nuser = ["hello"]\nreply = [["hello."]]\n'
@@ -41,6 +44,8 @@ def assert_one_line(result, *expected):
         (["data", "--persona", "no.toml"], ["no.toml: can't be read"]),
         (["data", "-n", "0"], ["0 is not a whole number of at least 1"]),
         (["data", "--topic", "hats", "--sample", "3"], ["--topic hats: guppy knows", "greeting, "]),
+        (["data", "--topic", "snail"], ["--topic goes with --sample"]),
+        (["data", "--seed", "99999999999999999999"], ["99999999999999999999 does not fit into 64 bits"]),
         (["train", "--data", "nowhere"], ["nowhere"]),
         (["train", "--device", "abacus"], ["device 'abacus' can't be used here"]),
         (["train", "--steps", "many"], ["--steps"]),
@@ -61,6 +66,7 @@ def assert_one_line(result, *expected):
             ["export", "--to", "onnx", "out", "--push", "me/fish"],
             ["--push uploads what --to hf and"],
         ),
+        (["export", "--to", "hf", "out", "--fp32"], ["--fp32 is for --to onnx, not hf"]),
         (["export", "--to", "paper", "out"], ["--to", "'paper'"]),
         (["web", "--model", "nowhere"], ["nowhere", "config.json"]),
         (["web", "--port", "70000"], ["port 70000 can't be used"]),
@@ -130,8 +136,13 @@ def test_what_evaluate_saves_is_what_export_tells(tmp_path, monkeypatch, capsys)
     own = ("--persona", "minnow.toml")
     run("train", *own, "-n", "200", "--eval-rows", "20", "--steps", "2", "--batch-size", "4", "--out", "fish")
     card = json.loads(run("evaluate", *own, "--model", "fish", "--save", "--json"))
-    assert {"loss", "replies", "robustness", "naming", "style", "novelty"} == card.keys()
+    assert {"loss", "replies", "robustness", "naming", "style", "novelty", "precision"} == card.keys()
     assert json.loads(Path("fish/evaluation.json").read_text(encoding="utf-8")) == card
+    text = run("evaluate", *own, "--model", "fish")
+    for line in ("loss on replies, in nats a token:", "no model can get under", "the floor is about", "style: ",
+                 "fresh template messages (", "test phrasings (1): ", "after 'hey minnow,'", "composed: ",
+                 f"(replies drawn in {card['precision']})"):  # fmt: skip
+        assert line in text, line
     run("export", "--to", "hf", "hf", "--model", "fish")
     on_topic = f"{card['replies']['test phrasings']['on_topic']:.1%}"
     assert re.search(rf"test phrasings.*{on_topic}", Path("hf/README.md").read_text(encoding="utf-8"))
@@ -166,11 +177,16 @@ def test_train_keeps_a_record_goes_on_and_overwrites_nothing(tmp_path):
     history = [json.loads(line) for line in (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["step"] for row in history] == [2, 4]
     assert "you> " in result.stdout and "minnow> " in result.stdout
+    assert re.search(r"parameters, \d+ rows, 4 steps, on \w+ in \w+", result.stdout) and " min left" in result.stdout
+    assert re.search(r"min: .*forward \d+%", result.stdout)  # where the time went
+    assert result.stdout.endswith(f"chat --model {Path('checkpoints', 'minnow')}\n")
     again = guppylm(*args, cwd=tmp_path)
     assert again.returncode == 2 and "there is a model already: add --resume" in again.stderr
     changed = guppylm(*args, "--resume", "--seed", "5", cwd=tmp_path)
     assert changed.returncode == 2 and "can't resume: seed was 0, now it is 5" in changed.stderr
     assert guppylm(*args, "--resume", cwd=tmp_path).returncode == 0
+    hurried = guppylm(*args[:-4], "--resume", "--minutes", "5", cwd=tmp_path)
+    assert hurried.returncode == 0 and "goes on in the settings that it began with, whatever --minu" in hurried.stdout
     judged = guppylm("evaluate", "--model", str(folder), cwd=tmp_path)  # by its own templates, which lie elsewhere
     assert_one_line(judged, "no persona named 'minnow'", "give the path of a .toml file")
 
@@ -180,6 +196,101 @@ def test_one_prompt_gives_one_answer_offline(tmp_path):
     assert first.returncode == 0, first.stderr
     assert len(first.stdout.strip().splitlines()) == 1 and len(first.stdout.split()) > 2
     assert guppylm("chat", "--prompt", "hello little fish", "--seed", "1", cwd=tmp_path).stdout == first.stdout
+
+
+def test_what_pip_installed_is_whole(tmp_path):
+    """Isolated (-I): neither this folder nor PYTHONPATH is looked into."""
+
+    def isolated(*command):
+        pipes = {"capture_output": True, "encoding": "utf-8"}
+        return subprocess.run([sys.executable, "-I", *command], cwd=tmp_path, timeout=300, **pipes)
+
+    found = isolated("-c", "import guppylm; print(guppylm.__file__)")
+    there = Path(found.stdout.strip() or ".").parent
+    if found.returncode or there == ROOT / "guppylm":
+        pytest.skip("not installed, or as a link to this checkout")
+    ours = {f.relative_to(ROOT / "guppylm").as_posix() for f in (ROOT / "guppylm").rglob("*")
+            if f.is_file() and f.suffix != ".pyc"}  # fmt: skip
+    ours |= {f"data_templates/{f.name}" for f in (ROOT / "data_templates").glob("*.toml")}
+    assert not ours - {f.relative_to(there).as_posix() for f in there.rglob("*")}
+    ask = ["chat", "--prompt", "hello", "--seed", "1"]
+    script = shutil.which("guppylm", path=str(Path(sys.executable).parent))
+    said = subprocess.run([script, *ask], cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=300)
+    assert said.stdout == isolated("-m", "guppylm", *ask).stdout != ""
+
+
+def test_chat_needs_torch_and_tokenizers_alone_and_no_network(tmp_path):
+    code = ("import socket, sys; socket.socket.connect = None; "
+            "sys.modules.update(dict.fromkeys(['numpy', 'tqdm', 'matplotlib', 'safetensors', 'huggingface_hub'])); "
+            "from guppylm.__main__ import main; main()")  # fmt: skip
+    ask = ["chat", "--prompt", "hello", "--seed", "1"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
+    pipes = {"capture_output": True, "encoding": "utf-8"}
+    bare = subprocess.run([sys.executable, "-c", code, *ask], cwd=tmp_path, env=env, timeout=300, **pipes)
+    assert bare.returncode == 0, bare.stderr
+    assert bare.stdout == guppylm(*ask, cwd=tmp_path).stdout
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends Ctrl-C to a whole console, the tests' too")
+def test_ctrl_c_ends_a_conversation(tmp_path):
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    command = [sys.executable, "-m", "guppylm", "chat"]
+    with subprocess.Popen(command, cwd=tmp_path, env=env, encoding="utf-8", **pipes) as run:
+        run.stdin.write("hello\n")
+        run.stdin.flush()
+        assert run.stdout.readline().startswith("Guppy> ")
+        run.send_signal(signal.SIGINT)
+        assert run.wait(timeout=60) == 130
+        assert "Traceback" not in run.stderr.read()
+
+
+def test_each_message_stands_alone(tmp_path):
+    said = guppylm("chat", "--seed", "1", cwd=tmp_path, stdin="hello\nwhat is rain?\nhello\n")
+    first, other, again = said.stdout.splitlines()
+    assert first == again != other
+
+
+def test_temperature_and_top_k_are_those_that_were_asked_for(tmp_path):
+    def ask(*args):
+        return guppylm("chat", "--prompt", "hello there", "--seed", "1", *args, cwd=tmp_path).stdout
+
+    hot = ("--temperature", "100", "--top-k")
+    assert ask(*hot, "1") == ask("--temperature", "0") != ask(*hot, "0")
+
+
+def test_a_reply_appears_token_by_token(capsys):
+    seen = []
+
+    class Fish:
+        def stream(self, message, **sampling):
+            for text in ("oh", ". hi"):
+                yield chat.Step(5, text, 1.0, [])
+                seen.append(capsys.readouterr().out)
+
+    __main__.speak(Fish(), "hello", {})
+    assert seen == ["oh", ". hi"]
+
+
+@pytest.mark.parametrize("said", ["CUDA out of memory", "DefaultCPUAllocator: can't allocate memory"])
+def test_too_little_memory_is_said_in_one_line(monkeypatch, capsys, said):
+    def greedy(*args):
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(sys, "argv", ["guppylm", "chat", "--prompt", "hello"])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+    monkeypatch.setattr(chat, "load", greedy)
+    with pytest.raises(SystemExit, match="2"):
+        __main__.main()
+    assert capsys.readouterr().err.startswith("guppylm: out of memory: try a smaller --micro-batch")
+
+
+def test_every_text_file_is_read_and_written_in_utf8():
+    for file in (ROOT / "guppylm").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("read_text", "write_text"):
+                if ast.unparse(node.func.value) != "checkpoint":  # which is that of our own
+                    assert "encoding" in {k.arg for k in node.keywords}, f"{file.name}:{node.lineno}"
 
 
 def test_explain_prints_what_each_token_was_chosen_from(tmp_path):

@@ -73,6 +73,12 @@ def test_probability_is_how_often_a_reply_is_sampled(small):
         assert math.exp(datagen.reply_log_prob(exchange, shared, reply)) == pytest.approx(count / 20_000, abs=0.012)
 
 
+def test_probabilities_of_all_replies_of_a_topic_add_up_to_one(small):
+    ask, shared = "do you like the gravel?", {"thing": Word(("the gravel",))}
+    replies = {reply for exchange in small.topics["home"].exchanges for reply in sampled_replies(exchange, shared)}
+    assert math.isclose(sum(math.exp(datagen.log_prob(small, "home", ask, reply)) for reply in replies), 1)
+
+
 def test_two_derivations_of_one_reply_add_up(small):
     """Either part one is "yes. yes." and part two empty, or both are "yes."; and a red castle is two entries' doing."""
     like, where = small.topics["home"].exchanges

@@ -184,7 +184,10 @@ def test_loss_and_floor_of_a_model_that_knows_nothing(small, tok, tiny):
     made = list(datagen.conversations(small, evaluate.FRESH, evaluate.FRESH_SEED))
     tokens = sum(len(tok.encode(c.reply)) + 1 for c in made)
     by_topic = [-datagen.reply_log_prob(c.exchange, c.shared, c.reply) for c in made]
-    assert card["seen phrasings"]["floor"] == pytest.approx(sum(by_topic) / tokens)
+    row = card["seen phrasings"]
+    assert row["floor"] == pytest.approx(sum(by_topic) / tokens)
+    assert row["floor_per_reply"] == pytest.approx(sum(by_topic) / len(made))
+    assert row["excess_per_reply"] == pytest.approx(row["excess"] * tokens / len(made))
     assert card["test phrasings"]["floor"] > 0
 
 

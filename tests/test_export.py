@@ -210,7 +210,8 @@ def test_push_uploads_the_folder_with_the_token_of_the_environment(hub, small, t
     folder = tmp_path / "data"
     export.save_dataset(small, train, held, folder)
     ours = {file.name: file.read_bytes() for file in folder.iterdir()}
-    (folder / "diary.txt").write_text("what lay there before is nobody's business", encoding="utf-8")
+    for name in ("diary.txt", "secrets.json"):
+        (folder / name).write_text("what lay there before is nobody's business", encoding="utf-8")
     address = export.push(folder, "me/minnow", "dataset")
     assert address.startswith(hub)
     assert Hub.files == ours
@@ -247,6 +248,16 @@ def test_a_full_disk_is_said_in_one_line(fish, tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(checkpoint.CheckpointError, match="model.safetensors: can't be written: No space left"):
         export.save_hf(*fish[:2], {}, None, tmp_path)
+
+
+def test_no_readme_but_a_card_is_overwritten(small, tmp_path):
+    rows = datagen.split(datagen.generate(small, 40), 5)
+    for _ in range(2):
+        export.save_dataset(small, *rows, tmp_path / "data")
+    (tmp_path / "README.md").write_text("# My project\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="README.md: was not written by an export: choose another folder"):
+        export.save_dataset(small, *rows, tmp_path)
+    assert [file.name for file in tmp_path.iterdir() if file.suffix == ".jsonl"] == []
 
 
 @pytest.fixture(scope="module")

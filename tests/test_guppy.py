@@ -8,7 +8,7 @@ from collections import defaultdict
 import pytest
 
 from guppylm import datagen
-from guppylm.grammar import Slot, expand
+from guppylm.grammar import Slot, expand, pools_of
 
 TOPICS = """greeting feeling temp_hot temp_cold food light water about confused tank noise night lonely misc bye bubbles
 glass reflection breathing swimming colors taste plants filter algae snail glass_tap scared excited bored curious happy
@@ -90,3 +90,25 @@ def test_no_line_stands_in_two_topics(guppy):
                 if not any(isinstance(piece, Slot) for piece in line):
                     places[re.sub(r"[^\w ]", "", line[0])].add(name)
     assert not {line: names for line, names in places.items() if len(names) > 1}
+
+
+def test_what_every_line_names_the_reply_names(guppy):
+    checked = 0
+    for topic in guppy.topics.values():
+        for e in topic.exchanges:
+            for pool in e.repeats & set.intersection(*(pools_of(line, e.pools) for line in e.user)):
+                assert all(Slot(pool) in text for text in e.reply[1]), e.place
+                checked += 1
+    assert checked > 5
+
+
+def test_each_topic_has_one_first_word_of_its_own(guppy):
+    firsts = [{text for e in topic.exchanges for text in e.reply[0]} for topic in guppy.topics.values()]
+    assert all(len(first) == 1 for first in firsts) and len(set.union(*firsts)) == len(TOPICS)
+
+
+def test_confused_meets_what_people_type_at_a_bot(guppy, guppy_rows):
+    kinds = {e.place.split(".")[-1] for e in guppy.topics["confused"].exchanges}
+    assert {"knowledge", "sums", "code_help", "tongues", "insults", "instructions", "gibberish"} <= kinds
+    typed = "".join(row["input"] for row in guppy_rows if row["category"] == "confused")
+    assert any(c > "\U0001f300" for c in typed) and "ignore" in typed.lower()

@@ -1,16 +1,25 @@
 """Both notebooks run in quick mode, beside a checkout and alone; they show what they promise and name no machine."""
 
+import copy
+import http.server
+import io
 import itertools
 import json
 import re
 import shutil
 import statistics
+import threading
 
 import nbformat
 import pytest
+import torch
 from carry import CARRIED, ROOT, contents, pack, setup_cell, unpack
+from conftest import SHIPPED
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from test_export import Hub
+
+from guppylm import checkpoint
 
 NOTEBOOKS = ["train_guppylm.ipynb", "use_guppylm.ipynb"]
 PARTS = ["Data", "Tokenizer", "The transformer", "Training", "Overfitting", "Generation", "Inside", "Honest evaluation",
@@ -60,6 +69,8 @@ def checkout(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkout")
     for part in ("guppylm", "data_templates"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    with (folder / "guppylm" / "train.py").open("a", encoding="utf-8") as file:
+        file.write("# a learner's own line\n")
     return folder
 
 
@@ -154,6 +165,46 @@ def test_a_run_that_was_cut_off_goes_on_where_it_was_saved(gone_on):
     assert [json.loads(line)["step"] for line in history.read_text(encoding="utf-8").splitlines()] == [2, 4, 6]
 
 
+def test_cells_that_are_run_twice_keep_what_was_trained(checkout, tmp_path):
+    twice = read("train_guppylm.ipynb")
+    (begin,) = [
+        i for i, cell in enumerate(twice.cells) if "state = train.start(model, config, precision)" in cell.source
+    ]
+    (loop,) = [i for i, cell in enumerate(twice.cells) if "in tqdm(train.train(" in cell.source]
+    twice.cells = twice.cells[: loop + 1] + [copy.deepcopy(twice.cells[i]) for i in (begin, loop)]
+    for cell in twice.cells[-2:]:
+        cell.id += "again"  # two cells may not share one
+    execute(twice, checkout, GUPPYLM_RUNS=tmp_path)
+    assert "at step 6 of 6" in written(twice.cells[-2])
+    (history,) = tmp_path.glob("guppy-*/history.jsonl")
+    assert [json.loads(line)["step"] for line in history.read_text(encoding="utf-8").splitlines()] == [2, 4, 6]
+
+
+def test_beside_a_checkout_nothing_is_unpacked(gone_on, checkout):
+    assert (checkout / "guppylm" / "train.py").read_text(encoding="utf-8").endswith("# a learner's own line\n")
+
+
+@pytest.mark.parametrize("wanted", ["me/minnow", "mine"])
+def test_the_fish_that_is_named_is_found(wanted, tmp_path):
+    """A published one, in the published layout, or a folder; the package is unpacked, and ships none."""
+    model, tok, _ = checkpoint.load(SHIPPED, torch.device("cpu"))
+    sizes = {theirs: getattr(model.config, ours) for ours, theirs in checkpoint.PUBLISHED.items()}
+    torch.save(model.state_dict(), weights := io.BytesIO())
+    Hub.files = {"config.json": json.dumps({"model_type": "guppylm", **sizes}).encode(),
+                 "tokenizer.json": tok.to_json().encode(), "pytorch_model.bin": weights.getvalue()}  # fmt: skip
+    shutil.copytree(SHIPPED, tmp_path / "mine")
+    notebook = read("use_guppylm.ipynb")
+    (form,) = [cell for cell in code_cells(notebook) if 'wanted = ""' in cell.source]
+    form.source = form.source.replace('wanted = ""', f'wanted = "{wanted}"')
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    execute(notebook, tmp_path, HF_ENDPOINT=f"http://127.0.0.1:{server.server_address[1]}")
+    server.shutdown()
+    server.server_close()
+    fetched = tmp_path / "checkpoints" / "me" / "minnow" / "pytorch_model.bin"
+    assert fetched.exists() == (wanted == "me/minnow")
+
+
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_its_stored_outputs_are_those_of_one_whole_run(name):
     cells = code_cells(nbformat.read(ROOT / name, as_version=4))
@@ -161,6 +212,7 @@ def test_its_stored_outputs_are_those_of_one_whole_run(name):
     for cell in cells:
         assert not [out for out in cell.outputs if out.output_type == "error"], cell.source
         assert pictures(cell) or not DRAWS.search(cell.source), cell.source
+        assert not written(cell).startswith("quick mode"), "the stored run was a quick one"
 
 
 def test_the_parameters_add_up(executed):

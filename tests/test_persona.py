@@ -74,3 +74,10 @@ def test_a_folder_data_templates_here_wins_over_the_package(small_file, tmp_path
     (tmp_path / "data_templates" / "guppy.toml").write_text(SMALL, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     assert datagen.load_persona("guppy").name == "minnow"
+
+
+def test_the_mark_that_windows_editors_begin_a_file_with_is_no_mistake(tmp_path):
+    (tmp_path / "minnow.toml").write_text(SMALL, encoding="utf-8-sig")
+    assert datagen.load_persona(str(tmp_path / "minnow.toml")).name == "minnow"
+    (tmp_path / "train.jsonl").write_text('{"input": "hello", "output": "oh."}\n', encoding="utf-8-sig")
+    assert corpus.read_rows(tmp_path / "train.jsonl") == [{"input": "hello", "output": "oh."}]

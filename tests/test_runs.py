@@ -1,8 +1,10 @@
 """Nothing lost: a run that is interrupted, killed or out of disk goes on as if nothing had happened."""
 
+import itertools
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -10,12 +12,13 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import SMALL
 
-from guppylm import checkpoint, corpus, measure, parallel, runs, tokenizer, train
+from guppylm import __main__, chat, checkpoint, copying, corpus, measure, parallel, runs, tokenizer, train
 from guppylm.checkpoint import CheckpointError
 from guppylm.model import GuppyLM, ModelConfig
 from guppylm.train import TrainConfig
@@ -83,11 +86,34 @@ def test_a_changed_run_is_not_resumed_and_says_what_changed(small, small_corpus,
     runs.save(tmp_path, state, small_corpus, CONFIG, {"training": {}})
     with pytest.raises(ValueError, match="can't resume: steps was 12, now it is 30"):
         runs.saved_config(tmp_path, {"steps": 30})
+    assert runs.saved_config(tmp_path, {"micro_batch": 1}) == replace(CONFIG, micro_batch=1)  # memory may be short
     with pytest.raises(ValueError, match=r"can't resume: the rows \(the persona, --data or --rows\) changed"):
         runs.resume(tmp_path, state, corpus.prepare(small, 200, 20, seed=5))
     other = tokenizer.train(["user\nhello", "assistant\nhello"], 280)
     with pytest.raises(ValueError, match="can't resume: the tokenizer changed"):
         runs.resume(tmp_path, state, corpus.prepare(small, 200, 20, tok=other))
+
+
+@pytest.mark.parametrize("kept", [{"config": {"swing": 1}}, {"step": 3}])
+def test_a_state_of_another_version_is_refused_in_one_line(tmp_path, kept):
+    checkpoint.write_tensors(tmp_path / "state.pt", kept)
+    with pytest.raises(ValueError, match="another version") as error:
+        runs.saved_config(tmp_path, {"steps": 3})
+    assert "\n" not in str(error.value)
+
+
+def test_the_state_is_saved_every_minute_and_the_time_to_go_is_said(small_corpus, tmp_path, monkeypatch, capsys):
+    config, saved, clock = replace(CONFIG, eval_every=12), [], itertools.count(0, 25)
+    monkeypatch.setattr(__main__, "time", SimpleNamespace(monotonic=lambda: next(clock)))  # 25 s a step
+    monkeypatch.setattr(runs, "save_state", lambda folder, state, *rest: saved.append(state.step))
+    monkeypatch.setattr(runs, "save", lambda *args: None)
+    state = start(small_corpus, config)
+    bot = chat.Bot(state.model, small_corpus.tok, "minnow")
+    out = tmp_path / "two words"
+    __main__.show(train.train(state, small_corpus, config), state, small_corpus, config, bot, out, {})
+    assert saved == [3, 6, 9]
+    printed = capsys.readouterr().out
+    assert printed.count("about 0 min to go") == 1 and f'--model "{out}"' in printed
 
 
 LIFE = """
@@ -139,6 +165,46 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_weights(tmp_path):
     a, b = (checkpoint.read_tensors(folder / "model.pt") for folder in (straight, broken))
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert (straight / "history.jsonl").read_bytes() == (broken / "history.jsonl").read_bytes()
+
+
+DIES_WRITING = """
+import os
+from pathlib import Path
+whole, writes = Path.write_bytes, []
+def half(part, data):
+    writes.append(part)
+    if len(writes) < 3:
+        return whole(part, data)
+    whole(part, bytes(data)[: len(data) // 2])
+    os._exit(9)  # like SIGKILL: nothing is tidied up
+Path.write_bytes = half
+"""
+
+
+def test_a_run_killed_in_the_middle_of_a_write_goes_on_from_the_state_before(tmp_path):
+    dying = [sys.executable, "-c", DIES_WRITING + LIFE, str(tmp_path), "each step"]
+    assert subprocess.run(dying, env=ENV, stdout=subprocess.DEVNULL).returncode == 9
+    assert (tmp_path / ".state.pt.part").exists()
+    assert checkpoint.read_tensors(tmp_path / "state.pt")["step"] == 2
+    assert live(tmp_path).wait(timeout=120) == 0
+    assert checkpoint.read_tensors(tmp_path / "state.pt")["step"] == 500
+
+
+def test_a_run_killed_in_the_lesson_ends_where_it_would_have_ended(small_corpus, tmp_path):
+    config = replace(CONFIG, copy_steps=6)
+
+    def go(state):
+        list(copying.lesson(state, small_corpus.tok, config))
+        list(train.train(state, small_corpus, config))
+        return list(state.model.parameters())
+
+    straight = go(start(small_corpus, config))
+    killed = start(small_corpus, config)
+    runs.save_state(tmp_path, killed, small_corpus, config)  # as `train` does before the lesson
+    next(copying.lesson(killed, small_corpus.tok, config))
+    again = start(small_corpus, config)
+    runs.resume(tmp_path, again, small_corpus)
+    assert all(torch.equal(a, b) for a, b in zip(straight, go(again), strict=True))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends Ctrl-C to a whole console, the tests' too")
@@ -258,15 +324,20 @@ def test_two_processes_stop_together_at_ctrl_c(tmp_path, steps, said):
     """Started as torchrun does it. The signal reaches the second alone, and the first, which saves, hears of it."""
     (tmp_path / "minnow.toml").write_text(SMALL, encoding="utf-8")
     train = ["-m", "guppylm", "train", "--persona", "minnow.toml", "-n", "200", "--steps", str(steps),
-             "--batch-size", "4"]  # fmt: skip
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    together = {**ENV, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    first, second = (
-        subprocess.Popen([sys.executable, "-u", *train, "--out", "two"], cwd=tmp_path, env={**together, "RANK": rank},
-                         stdout=subprocess.PIPE, encoding="utf-8") for rank in "01"
-    )  # fmt: skip
+             "--batch-size", "4", "--eval-every", "5"]  # fmt: skip
+
+    def start_both(*more):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        together = {**ENV, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+        command, pipes = [sys.executable, "-u", *train, "--out", "two", *more], {"stdout": subprocess.PIPE}
+        return (
+            subprocess.Popen(command, cwd=tmp_path, env={**together, "RANK": rank}, encoding="utf-8", **pipes)
+            for rank in "01"
+        )
+
+    first, second = start_both()
     while "an untrained model" not in first.stdout.readline():
         assert first.poll() is None
     time.sleep(1)
@@ -274,7 +345,18 @@ def test_two_processes_stop_together_at_ctrl_c(tmp_path, steps, said):
     assert said in first.communicate(timeout=60)[0] and first.returncode == 130
     second.communicate(timeout=60)
     assert second.returncode == 130
-    assert (checkpoint.read_tensors(tmp_path / "two" / "state.pt")["step"] > 0) == (steps == 400)
+    before = checkpoint.read_tensors(tmp_path / "two" / "state.pt")["step"]
+    assert (before > 0) == (steps == 400)
+    if before:
+        first, second = start_both("--resume")
+        while not (done := re.match(r"step (\d+)/400", first.stdout.readline())):
+            assert first.poll() is None
+        assert before < int(done[1]) <= before + 5
+        second.send_signal(signal.SIGINT)
+        assert "and saved in two" in first.communicate(timeout=60)[0]
+        second.communicate(timeout=60)
+        rows = (tmp_path / "two" / "history.jsonl").read_text(encoding="utf-8").splitlines()
+        assert [json.loads(row)["step"] for row in rows] == list(range(5, 5 * len(rows) + 1, 5))
 
 
 def test_more_processes_than_gpus_are_a_mistake(monkeypatch):
@@ -283,6 +365,20 @@ def test_more_processes_than_gpus_are_a_mistake(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ValueError, match="--nproc-per-node 2: this machine has GPUs for 1"):
         parallel.join(torch.device("cuda"))
+
+
+def test_processes_can_not_share_a_macs_one_gpu(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="one GPU can't be shared: leave torchrun out, or add --device cpu"):
+        parallel.join(torch.device("mps"))
+
+
+def test_a_few_steps_are_timed(small_corpus, monkeypatch):
+    update = train.update
+    monkeypatch.setattr(train, "update", lambda *args: (time.sleep(0.05), update(*args))[1])
+    per_step, per_evaluation = measure.seconds(start(small_corpus), small_corpus, CONFIG)
+    assert 0.05 < per_step < 5 and 0 < per_evaluation < 5
+    assert measure.peak(torch.device("cpu"), torch.float32) > 1e8
 
 
 def test_minutes_become_steps():

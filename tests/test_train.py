@@ -52,6 +52,34 @@ def test_loss_is_the_cross_entropy_of_the_positions_that_count(tiny):
     assert torch.allclose(train.token_losses(tiny, batch, torch.float32), expected, rtol=1e-5)
 
 
+def test_a_long_gradient_is_cut_to_length(small_corpus):
+    state, seen = start(small_corpus), []
+    train.backward(state, small_corpus.train[:4], CONFIG)
+    for parameter in state.model.parameters():
+        parameter.grad *= 1_000
+    for optimizer in state.optimizers:
+        optimizer.register_step_pre_hook(
+            lambda own, *_: seen.extend(p.grad.norm() for group in own.param_groups for p in group["params"])
+        )
+    assert train.update(state, CONFIG) > 10
+    assert torch.stack(seen).norm().item() == pytest.approx(CONFIG.grad_clip, rel=1e-3)
+
+
+def test_float16_alone_gets_a_scaler(tiny, monkeypatch):
+    whole = torch.amp.GradScaler  # which without a GPU is off, whatever is asked for
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda enabled: whole("cpu", enabled=enabled))
+    for precision in (torch.float32, torch.bfloat16, torch.float16):
+        assert train.start(tiny, CONFIG, precision).scaler.is_enabled() == (precision == torch.float16)
+
+
+def test_the_tokenizer_learns_from_the_training_rows_alone(small, monkeypatch):
+    learned, whole = [], tokenizer.train
+    monkeypatch.setattr(tokenizer, "train", lambda texts: whole(learned.extend(texts) or learned))
+    corpus.prepare(small, n=200, n_eval=20)
+    rows, _ = datagen.split(datagen.generate(small, 220, seed=0), 20)
+    assert learned == list(tokenizer.conversation_texts(rows))
+
+
 def test_the_first_words_of_a_reply_weigh_most(tiny):
     batch = train.make_batch([Row([1, 5, 6, 7, 8, 2], 3), Row([1, 5, 9, 2], 2)], CPU)
     assert train.token_weights(batch, 1.0).tolist() == pytest.approx([1, 1 / 2, 1 / 3, 1, 1 / 2])
@@ -229,7 +257,7 @@ def test_a_loss_that_is_not_a_number_stops_before_it_spoils_the_weights(small_co
     good = [p.clone() for p in state.model.parameters()]
     whole = train.token_losses
     monkeypatch.setattr(train, "token_losses", lambda *args: whole(*args) * broken)
-    with pytest.raises(train.Diverged, match="step 2: the loss is (nan|inf): try a lower --learning-rate"):
+    with pytest.raises(train.Diverged, match="step 2: the loss is (nan|inf): begin again with a lower --learning-rate"):
         next(events)
     assert all(torch.equal(a, b) for a, b in zip(good, state.model.parameters(), strict=True))
 
