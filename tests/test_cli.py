@@ -235,7 +235,8 @@ def test_chat_needs_torch_and_tokenizers_alone_and_no_network(tmp_path):
 def test_ctrl_c_ends_a_conversation(tmp_path):
     env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    command = [sys.executable, "-m", "guppylm", "chat"]
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # a shell may have it ignored
+    command = [sys.executable, "-c", f"{heard}; from guppylm.__main__ import main; main()", "chat"]
     with subprocess.Popen(command, cwd=tmp_path, env=env, encoding="utf-8", **pipes) as run:
         run.stdin.write("hello\n")
         run.stdin.flush()
