@@ -12,6 +12,7 @@ import shlex
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 
@@ -39,10 +40,14 @@ def data(args: argparse.Namespace) -> None:
     prepared = corpus.prepare(persona, args.rows, args.eval_rows, args.seed)
     train, held = rows_of(persona, args)
     corpus.write_rows(args.out, train, held)
-    print(f"{args.out / 'train.jsonl'} and eval.jsonl: {persona.name}, {len(persona.topics)} topics")
     counted = card.data_card(persona, train, held, prepared)
+    advice = card.advice(persona, counted)
+    if args.json:
+        print(json.dumps({**asdict(counted), "advice": advice}, indent=2, ensure_ascii=False))
+        return
+    print(f"{args.out / 'train.jsonl'} and eval.jsonl: {persona.name}, {len(persona.topics)} topics")
     print(card.describe(counted))
-    for line in card.advice(persona, counted):
+    for line in advice:
         print(f"{persona.file}: {line}")
 
 
@@ -404,6 +409,7 @@ def parser() -> argparse.ArgumentParser:
     add_rows(sub)
     add_seed(sub)
     sub.add_argument("--out", type=Path, default=Path("data"), metavar="DIR", help="where to write (default: data)")
+    sub.add_argument("--json", action="store_true", help="print all counts, those of each topic too, for programs")
     sub.add_argument("--sample", type=count, metavar="N", help="write nothing, print N conversations to read")
     sub.add_argument("--topic", metavar="NAME", help="with --sample: of this topic alone")
 

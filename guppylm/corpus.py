@@ -36,7 +36,7 @@ class Corpus:
     tok: Tokenizer
     train: list[Row]  # of the first pass
     evaluation: list[Row]
-    digest: str  # SHA-256 of the rows, by which a run that goes on knows that they are the same
+    digest: str  # SHA-256 of the rows, by which one knows later whether they are still the same
     message: str  # one of the evaluation rows', to be answered again and again as training goes on
     floor: float | None = None  # nats a reply that no model can get under on the evaluation rows, where it is known
     draw: Callable[[int], list[Row]] | None = None  # as many rows for a later pass; None: the same ones again
@@ -61,12 +61,15 @@ def prepare(
     train, held = datagen.split([c.row() for c in made], n_eval)
     if not train:
         raise datagen.PersonaError(f"{persona.file}: can say one conversation alone: write more lines or replies")
-    borrowed = tok is not None
+    digest, borrowed = digest_of(train + held), tok is not None
     tok = tokenizer_of(train, tok, datagen.spelled(persona))
     if borrowed:  # a few may go, but where many are too long the tokenizer is wrong, and that is said below
-        kept = [[row for row in rows if len(encode([row], tok)[0].ids) <= CONTEXT] for rows in (train, held)]
-        if kept[1] and sum(map(len, kept)) >= 0.99 * (len(train) + len(held)):
-            train, held = kept
+        short_train, short_held = (
+            [row for row in rows if len(tok.encode_conversation(row["input"], row["output"])[0]) <= CONTEXT]
+            for rows in (train, held)
+        )
+        if short_held and len(short_train) + len(short_held) >= 0.99 * (len(train) + len(held)):
+            train, held = short_train, short_held
     origin = {(c.message, c.reply): c for c in made}
     kept_apart = {datagen.pair(row) for row in held}
     said = [origin[row["input"], row["output"]] for row in held]
@@ -81,7 +84,7 @@ def prepare(
     train_rows, eval_rows = (
         [_checked(persona, origin[row["input"], row["output"]], tok) for row in rows] for rows in (train, held)
     )
-    return Corpus(tok, train_rows, eval_rows, digest_of(train + held), held[0]["input"], floor, draw)
+    return Corpus(tok, train_rows, eval_rows, digest, held[0]["input"], floor, draw)
 
 
 def _checked(persona: datagen.Persona, c: datagen.Conversation, tok: Tokenizer) -> Row:
@@ -116,10 +119,13 @@ def draw_again(
 def training_replies(persona: datagen.Persona, training: dict) -> set[str]:
     """Every reply that a run met, from what its config.json says: rows, eval_rows, seed, step, batch_size.
 
-    The pass in which it stopped counts as a whole.
+    The pass in which it stopped counts as a whole. Where config.json says by rows_digest that the templates made other
+    rows then, nobody can know: the set is empty.
     """
     rows = datagen.generate(persona, training["rows"] + training["eval_rows"], training["seed"])
     train, held = datagen.split(rows, training["eval_rows"])
+    if training.get("rows_digest", digest := digest_of(train + held)) != digest:
+        return set()
     kept_apart = {datagen.pair(row) for row in held}
     replies = {row["output"] for row in train}
     passes = math.ceil(training.get("step", training["steps"]) / max(1, len(train) // training["batch_size"]))

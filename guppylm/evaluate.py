@@ -235,13 +235,12 @@ def naming(bot: Bot, persona: Persona, temperature: float, top_k: int, precision
     return {"asked": len(asked), "right": right / len(asked), "another": another / len(asked)} if asked else {}
 
 
-def novelty(persona: Persona, training: dict, messages: list[str], replies: list[str]) -> dict:
-    """Were the replies composed, or recited? `training` is what config.json says of the run.
+def novelty(persona: Persona, known: set[str], messages: list[str], replies: list[str]) -> dict:
+    """Were the replies composed, or recited? `known` are all replies that the model met in training.
 
     Returns {"composed": share that some topic can say and that no training row holds, "verbatim": share that a
     training row holds, "examples": [{"reply", "nearest"}] of composed ones with the most similar training reply}.
     """
-    known = corpus.training_replies(persona, training)
     new = [(message, reply) for message, reply in zip(messages, replies, strict=True) if reply not in known]
     composed = [r for m, r in new if any(can_say(topic, r, m) for topic in persona.topics.values())]
     examples = [{"reply": r, "nearest": nearest(r, known)} for r in composed[:3]]
@@ -295,7 +294,8 @@ def evaluate(
     """The card, as plain data. `training`: what config.json says of the run, {} where that is not known.
 
     {"loss": ..., "replies": {set of prompts: score}, "robustness": ..., "naming": ..., "style": ...,
-    "novelty": ..., "precision": ...}; the functions of these names say more.
+    "novelty": ..., "precision": ...}; the functions of these names say more. "novelty" is left out where nobody knows
+    what the model was trained on.
     `say` is told what is being measured, since all of it takes minutes.
     ValueError if the prompts name a topic that the persona lacks.
     """
@@ -318,7 +318,8 @@ def evaluate(
     card["style"] = style(fresh)
     if "eval_rows" in training:
         say("composed or recited")
-        card["novelty"] = novelty(persona, training, asked, [a.text for a in fresh])
+        if known := corpus.training_replies(persona, training):
+            card["novelty"] = novelty(persona, known, asked, [a.text for a in fresh])
     card["precision"] = str(precision).removeprefix("torch.")
     return card
 
@@ -352,5 +353,7 @@ def describe(card: dict) -> str:
                      f"templates can say them; {card['novelty']['verbatim']:.1%} are, word for word")  # fmt: skip
         for example in card["novelty"]["examples"]:
             lines.append(f"  {example['reply']!r}, nearest in training: {example['nearest']!r}")
+    else:
+        lines.append("composed or recited: not known. What it was trained on is not recorded, or not what is made now")
     lines.append(f"(replies drawn in {card['precision']})")
     return "\n".join(lines)

@@ -24,7 +24,8 @@ def save(folder: Path, state: State, corpus: Corpus, config: TrainConfig, record
     """
     last = state.history[-1]
     losses = {name: last[name] for name in ("step", "eval_loss", "floor")}
-    training = {**record["training"], **asdict(config), **losses, "precision": str(state.precision)}
+    origin = {"precision": str(state.precision), "rows_digest": corpus.digest}
+    training = {**record["training"], **asdict(config), **losses, **origin}
     checkpoint.save(folder, state.model, corpus.tok, {**record, "training": training})
     history = "".join(json.dumps(row) + "\n" for row in state.history)
     checkpoint.write_text(folder / "history.jsonl", history)

@@ -29,9 +29,9 @@ CDN = "https://cdn.jsdelivr.net"
 def build(model: GuppyLM, tok: Tokenizer, record: dict, out: Path) -> str:
     """Write the site of a model, which must be on the CPU. Returns a line that says where its libraries come from."""
     out.mkdir(parents=True, exist_ok=True)
-    for file in WEB.iterdir():
-        if file.suffix in (".css", ".js"):
-            shutil.copyfile(file, out / file.name)
+    code = sorted(file for file in WEB.iterdir() if file.suffix in (".css", ".js"))
+    for file in code:
+        shutil.copyfile(file, out / file.name)
     save_onnx(model, out / "model.onnx")
     write_tokenizer(out, tok)
     libraries, origin = find_libraries(out)
@@ -51,7 +51,7 @@ def build(model: GuppyLM, tok: Tokenizer, record: dict, out: Path) -> str:
         "bytes": sum(file["bytes"] for file in load),
     }
     page = page_with(libraries)
-    contents = [file.read_bytes() for file in sorted(WEB.iterdir()) if file.suffix in (".css", ".js")]
+    contents = [file.read_bytes() for file in code]
     everything = b"".join([*contents, page.encode(), json.dumps(site).encode()])  # site has the hashes of all others
     site["version"] = hashlib.sha256(everything).hexdigest()[:16]  # tells the page that it has changed
     write_text(out / "index.html", page)

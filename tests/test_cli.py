@@ -89,6 +89,10 @@ def test_data_writes_rows_that_train_reads(tmp_path):
     assert set(rows[0]) == {"input", "output", "category"}
     assert "eval.jsonl: minnow, 2 topics" in result.stdout and "rows: " in result.stdout and "floor: " in result.stdout
     assert "minnow.toml: topics: none is called confused" in result.stdout
+    result = guppylm("data", "--persona", "minnow.toml", "-n", "300", "--eval-rows", "20", "--json", cwd=tmp_path)
+    counts = json.loads(result.stdout)
+    assert counts["rows"] == len(rows) and counts["can_say"].keys() == {"food", "home"}
+    assert any("none is called confused" in line for line in counts["advice"])
     result = guppylm("train", "--data", "data", "--out", "fish", "--steps", "2", "--batch-size", "4", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     result = guppylm("chat", "--model", "fish", "--prompt", "hi", cwd=tmp_path)
@@ -143,6 +147,9 @@ def test_what_evaluate_saves_is_what_export_tells(tmp_path, monkeypatch, capsys)
                  "fresh template messages (", "test phrasings (1): ", "after 'hey minnow,'", "composed: ",
                  f"(replies drawn in {card['precision']})"):  # fmt: skip
         assert line in text, line
+    changed = SMALL.replace('"red worms"', '"green worms"')
+    Path("minnow.toml").write_text(changed, encoding="utf-8")
+    assert "composed or recited: not known." in run("evaluate", *own, "--model", "fish")
     run("export", "--to", "hf", "hf", "--model", "fish")
     on_topic = f"{card['replies']['test phrasings']['on_topic']:.1%}"
     assert re.search(rf"test phrasings.*{on_topic}", Path("hf/README.md").read_text(encoding="utf-8"))
@@ -189,6 +196,19 @@ def test_train_keeps_a_record_goes_on_and_overwrites_nothing(tmp_path):
     assert hurried.returncode == 0 and "goes on in the settings that it began with, whatever --minu" in hurried.stdout
     judged = guppylm("evaluate", "--model", str(folder), cwd=tmp_path)  # by its own templates, which lie elsewhere
     assert_one_line(judged, "no persona named 'minnow'", "give the path of a .toml file")
+
+
+def test_a_run_is_fitted_to_its_minutes_and_a_profile_trains_nothing(tmp_path):
+    (tmp_path / "minnow.toml").write_text(SMALL, encoding="utf-8")
+    args = ["train", "--persona", "minnow.toml", "-n", "200", "--eval-rows", "20", "--batch-size", "4"]
+    profile = guppylm(*args, "--profile", cwd=tmp_path)
+    assert profile.returncode == 0 and "the whole run: " in profile.stdout, profile.stderr
+    assert not (tmp_path / "checkpoints").exists()
+    timed = guppylm(*args, "--minutes", "0.03", cwd=tmp_path)
+    assert timed.returncode == 0, timed.stderr
+    record = json.loads((tmp_path / "checkpoints" / "minnow" / "config.json").read_text(encoding="utf-8"))
+    assert f"step {record['training']['steps']}/{record['training']['steps']}: " in timed.stdout
+    assert record["training"]["steps"] < 500
 
 
 def test_one_prompt_gives_one_answer_offline(tmp_path):

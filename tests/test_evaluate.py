@@ -217,7 +217,9 @@ def test_composed_replies_are_those_that_no_training_row_holds(small):
     assert {prepared.tok.decode(row.ids[row.prompt :]) for rows in batches(prepared, config) for row in rows} <= known
     met = sorted(known)[0]
     new = next(c.reply for c in datagen.conversations(small, 2_000, 5) if c.reply not in known)
-    result = evaluate.novelty(small, training, ["hi"] * 4, [met, met, new, "blub"])
+    assert corpus.training_replies(small, training | {"rows_digest": prepared.digest}) == known
+    assert corpus.training_replies(small, training | {"rows_digest": "of other rows"}) == set()
+    result = evaluate.novelty(small, known, ["hi"] * 4, [met, met, new, "blub"])
     assert (result["verbatim"], result["composed"]) == (0.5, 0.25)
     assert [example["reply"] for example in result["examples"]] == [new]
     assert evaluate.nearest("no. the gravel", {"yes.", "no. the cave", "the sky"}) == "no. the cave"

@@ -89,7 +89,8 @@ async function start(cache) {
   } catch (error) {
     const unreachable = error instanceof TypeError; // what fetch throws without a network
     const why = unreachable ? "Is there a network?" : "The site may have changed.";
-    return fail(`The download stopped (${error.message}). ${why}`, unreachable ? () => start(cache) : () => location.reload());
+    const again = unreachable ? () => start(cache) : () => location.reload();
+    return fail(`The download stopped (${error.message}). ${why}`, again);
   }
   try {
     await serve(site); // before the libraries are imported: they come from the cache
@@ -143,7 +144,8 @@ async function send(message) {
   const prompt = state.fish.prompt(message);
   const tooMany = prompt.length - (state.site.context_length - state.site.reply_room);
   if (tooMany > 0) {
-    $("refusal").textContent = `That is ${tooMany} ${tooMany === 1 ? "token" : "tokens"} too long for ${title()}. Could you put it more briefly?`;
+    const tokens = tooMany === 1 ? "1 token" : `${tooMany} tokens`;
+    $("refusal").textContent = `That is ${tokens} too long for ${title()}. Could you put it more briefly?`;
     return;
   }
   $("refusal").textContent = "";
