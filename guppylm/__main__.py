@@ -30,6 +30,8 @@ def data(args: argparse.Namespace) -> None:
     persona = datagen.load_persona(args.persona)
     if args.topic is not None and not args.sample:
         raise ValueError("--topic goes with --sample N")
+    if args.json and args.sample:
+        raise ValueError("--json prints counts, --sample conversations: choose one")
     if args.topic is not None and args.topic not in persona.topics:
         raise ValueError(f"--topic {args.topic}: {persona.name} knows {', '.join(persona.topics)}")
     if args.sample:
@@ -43,7 +45,7 @@ def data(args: argparse.Namespace) -> None:
     counted = card.data_card(persona, train, held, prepared)
     advice = card.advice(persona, counted)
     if args.json:
-        print(json.dumps({**asdict(counted), "advice": advice}, indent=2, ensure_ascii=False))
+        print(json.dumps({**asdict(counted), "advice": advice}, indent=2))
         return
     print(f"{args.out / 'train.jsonl'} and eval.jsonl: {persona.name}, {len(persona.topics)} topics")
     print(card.describe(counted))
@@ -113,7 +115,7 @@ def train(args: argparse.Namespace) -> None:
     record = {"persona": persona, "training": {"command": command, **drawn}}
     if parallel.rank() == 0:
         if args.resume and args.minutes:
-            print(f"{out}: goes on in the settings that it began with, whatever --minutes says")
+            print(f"{out}: goes on in its own settings; --minutes counts for new runs alone")
         introduce(state, prepared, config)
         runs.save_state(out, state, prepared, config)  # a folder that can't be written to is known before all work
     learn_to_copy(state, prepared, config)
@@ -298,7 +300,7 @@ def evaluate(args: argparse.Namespace) -> None:
         print(f"measuring: {what} ...", file=sys.stderr, flush=True)  # not where --json goes
 
     card = evaluation.evaluate(bot, persona, training, args.prompts, args.temperature, args.top_k, say)
-    text = json.dumps(card, indent=2, ensure_ascii=False)
+    text = json.dumps(card, indent=2)
     if args.save:
         checkpoint.write_text(folder / "evaluation.json", text + "\n")
     print(text if args.json else evaluation.describe(card))
@@ -519,7 +521,9 @@ def main() -> None:
         signs = ("out of memory", "DefaultCPUAllocator")  # of a GPU, of a CPU
         if not any(sign in str(error) for sign in signs):
             raise
-        advice = "try a smaller --micro-batch (with --resume if the run had begun), or --device cpu"
+        advice = "try --device cpu, or close other programs" if hasattr(args, "device") else "close other programs"
+        if args.run is train:
+            advice = "try a smaller --micro-batch (with --resume if the run had begun), or --device cpu"
         print(f"guppylm: out of memory: {advice}", file=sys.stderr)
         sys.exit(2)
 

@@ -354,6 +354,6 @@ def describe(card: dict) -> str:
         for example in card["novelty"]["examples"]:
             lines.append(f"  {example['reply']!r}, nearest in training: {example['nearest']!r}")
     else:
-        lines.append("composed or recited: not known. What it was trained on is not recorded, or not what is made now")
+        lines.append("composed or recited: not known. The templates of its training are not recorded, or not these")
     lines.append(f"(replies drawn in {card['precision']})")
     return "\n".join(lines)

@@ -10,9 +10,12 @@ from guppylm.persona import Persona
 from guppylm.tokenizer import IM_END, IM_START, PAD, SPECIAL, Tokenizer
 from guppylm.train import unsure
 
-# What is written here, and nothing else of a folder is uploaded
-WRITTEN = ["README.md", "config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json", "words.txt",
-           "model.safetensors", "train.jsonl", "eval.jsonl"]  # fmt: skip
+# The files that are written here, by kind of repository. Nothing else in a folder is uploaded.
+WRITTEN = {
+    "model": ["README.md", "config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json",
+              "words.txt", "model.safetensors"],
+    "dataset": ["README.md", "train.jsonl", "eval.jsonl"],
+}  # fmt: skip
 
 # One conversation as guppylm.tokenizer spells it. Jinja, the template language that transformers runs.
 CHAT_TEMPLATE = (
@@ -56,9 +59,9 @@ def save_hf(model: GuppyLM, tok: Tokenizer, record: dict, evaluation: dict | Non
 
 
 def write_card(out: Path, text: str) -> None:
-    """Write README.md, first of all files, but never over one that is no card."""
+    """Write README.md, first of all files, but never over one that is no card of ours."""
     file = out / "README.md"
-    if file.exists() and not file.read_text(encoding="utf-8").startswith("---"):
+    if file.exists() and b"\ntags: [guppylm" not in file.read_bytes():
         raise ValueError(f"{file}: was not written by an export: choose another folder")
     write_text(file, text)
 
@@ -167,7 +170,7 @@ def push(folder: Path, name: str, kind: str) -> str:
         huggingface_hub.create_repo(name, repo_type=kind, exist_ok=True)
         done = huggingface_hub.upload_folder(
             repo_id=name, repo_type=kind, folder_path=folder, commit_message="Upload from guppylm",
-            allow_patterns=WRITTEN,
+            allow_patterns=WRITTEN[kind],
         )  # fmt: skip
     except _hub_errors() as error:
         raise ValueError(

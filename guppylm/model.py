@@ -131,7 +131,8 @@ class GuppyLM(nn.Module):
         self.norm = nn.LayerNorm(config.d_model)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.lm_head.weight = self.tok_emb.weight  # tied: reading a token and predicting it share one vector
-        self.apply(self._init_weights)  # parts before the whole: the zeros below come after random numbers
+        # Parts before the whole: a Linear is drawn at random before its Attention or FeedForward sets it to zero.
+        self.apply(self._init_weights)
         # The residual stream begins as the token's own vector, with next to nothing of its position, which is learned.
         # The small gain of the last norm keeps the first logits small, so that the first predictions are nearly even.
         nn.init.normal_(self.tok_emb.weight, std=0.1)

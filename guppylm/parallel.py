@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 def join(device: torch.device) -> torch.device:
     """Meet the other processes if torchrun started this one; returns the device that is this process's own.
 
-    ValueError if there are fewer GPUs than processes: each needs its own, and a Mac has one.
+    ValueError if there are fewer GPUs than processes, or if the GPU is a Mac's.
     """
     if "WORLD_SIZE" not in os.environ:
         return device
@@ -27,7 +27,7 @@ def join(device: torch.device) -> torch.device:
         device = torch.device("cuda", number)
         torch.cuda.set_device(device)
     if device.type == "mps":
-        raise ValueError("this machine's one GPU can't be shared: leave torchrun out, or add --device cpu")
+        raise ValueError("torchrun can't use a Mac's GPU: leave torchrun out, or add --device cpu")
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return device
 

@@ -107,7 +107,7 @@ def bars(
 def _short(value: float) -> str:
     if value == int(value) and abs(value) < 1e9:
         return f"{int(value):,}"
-    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e9 else f"{value:.3g}"
+    return f"{value:,.0f}" if 999.5 <= abs(value) < 1e9 else f"{value:.3g}"
 
 
 def histogram(values: list[float], title: str, xlabel: str, ylabel: str, limit: float | None = None) -> Figure:

@@ -54,7 +54,7 @@ def save_state(folder: Path, state: State, corpus: Corpus, config: TrainConfig) 
 def saved_config(folder: Path, changes: dict) -> TrainConfig:
     """The settings of the run in `folder`. ValueError if `changes` asks for others, or if the code has others by now.
 
-    A smaller micro-batch is no other setting: the gradients are the same, and memory may be what it stopped for.
+    Another micro-batch is allowed: the gradients are the same but for rounding, and a run may have stopped for memory.
     """
     kept = checkpoint.read_tensors(folder / "state.pt").get("config", {})
     if kept.keys() != TrainConfig.__annotations__.keys():

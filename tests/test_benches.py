@@ -1,4 +1,4 @@
-"""The benches print; nothing here is timed. They have to run at all, on a few rows and with a few steps."""
+"""The bench against the original has to run at all, on a few rows and with a few steps. Its figures are not judged."""
 
 import gzip
 import json

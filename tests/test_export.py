@@ -210,7 +210,7 @@ def test_push_uploads_the_folder_with_the_token_of_the_environment(hub, small, t
     folder = tmp_path / "data"
     export.save_dataset(small, train, held, folder)
     ours = {file.name: file.read_bytes() for file in folder.iterdir()}
-    for name in ("diary.txt", "secrets.json"):
+    for name in ("diary.txt", "secrets.json", "config.json"):
         (folder / name).write_text("what lay there before is nobody's business", encoding="utf-8")
     address = export.push(folder, "me/minnow", "dataset")
     assert address.startswith(hub)
@@ -254,9 +254,10 @@ def test_no_readme_but_a_card_is_overwritten(small, tmp_path):
     rows = datagen.split(datagen.generate(small, 40), 5)
     for _ in range(2):
         export.save_dataset(small, *rows, tmp_path / "data")
-    (tmp_path / "README.md").write_text("# My project\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="README.md: was not written by an export: choose another folder"):
-        export.save_dataset(small, *rows, tmp_path)
+    for own in ("# My project\n", "---\nlicense: mit\n---\n# My own model\n"):
+        (tmp_path / "README.md").write_text(own, encoding="utf-8")
+        with pytest.raises(ValueError, match="README.md: was not written by an export: choose another folder"):
+            export.save_dataset(small, *rows, tmp_path)
     assert [file.name for file in tmp_path.iterdir() if file.suffix == ".jsonl"] == []
 
 

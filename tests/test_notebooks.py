@@ -198,9 +198,11 @@ def test_the_fish_that_is_named_is_found(wanted, tmp_path):
     form.source = form.source.replace('wanted = ""', f'wanted = "{wanted}"')
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    execute(notebook, tmp_path, HF_ENDPOINT=f"http://127.0.0.1:{server.server_address[1]}")
-    server.shutdown()
-    server.server_close()
+    try:
+        execute(notebook, tmp_path, HF_ENDPOINT=f"http://127.0.0.1:{server.server_address[1]}")
+    finally:
+        server.shutdown()
+        server.server_close()
     fetched = tmp_path / "checkpoints" / "me" / "minnow" / "pytorch_model.bin"
     assert fetched.exists() == (wanted == "me/minnow")
 

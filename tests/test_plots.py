@@ -88,7 +88,9 @@ def test_bars_have_lengths_names_and_numbers():
     assert [bar.get_width() for bar in ax.patches] == [1572864, 0.5]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["tokens", "half"]
     assert {text.get_text() for text in ax.texts} == {"1,572,864", "0.5"}
-    assert plots.bars({"training": 2264.3}, "T", "x").axes[0].texts[0].get_text() == "2,264"
+    written = {2264.3: "2,264", 999.6: "1,000", 999.4: "999", 0.12345: "0.123"}
+    for value, text in written.items():
+        assert plots.bars({"training": value}, "T", "x").axes[0].texts[0].get_text() == text
     assert plots.bars({"none": 0, "half": 50}, "T", "x", end=100).axes[0].get_xlim() == pytest.approx((0, 108))
     assert plots.bars({"none": 0}, "T", "x").axes[0].get_xlim() == pytest.approx((0, 1.08))
 

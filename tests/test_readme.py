@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import SHIPPED
 
 from guppylm import __main__, chat, corpus, datagen, spelling, tokenizer
@@ -66,6 +67,9 @@ def test_the_shipped_fish_is_that_of_the_defaults_and_of_these_templates(guppy):
 
 
 def test_the_conversation_is_what_the_shipped_fish_says():
+    drawn = torch.multinomial(torch.ones(10_000), 1, generator=torch.Generator().manual_seed(1)).item()
+    if drawn != 9247:
+        pytest.skip("this torch draws other random numbers from a seed than the one that made the README")
     told = re.findall(r"^You> (.*)\nGuppy> (.*)$", README, re.M)
     bot = chat.load(str(SHIPPED), device="cpu")
     assert len(told) == 6 and [bot.reply(message, seed=1) for message, _ in told] == [reply for _, reply in told]

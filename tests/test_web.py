@@ -60,7 +60,10 @@ def folder(fish, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
+    try:
+        from playwright import sync_api as playwright
+    except ImportError:
+        missing("playwright")
     with playwright.sync_playwright() as driver:
         try:
             running = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
