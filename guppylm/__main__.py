@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+KNOWN_AFTER = 10  # steps: then it is said how long the rest will take
+
 
 class Parser(argparse.ArgumentParser):
     """argparse, with mistakes in one line."""
@@ -198,7 +200,7 @@ def show(events, state, prepared, config, bot, out: Path, record: dict) -> None:
         shown = show_progress(events, state.step, config.steps)
         for progress in shown:
             stopped = stop_together(interrupted, state)
-            if progress.steps_run == 10:
+            if progress.steps_run == KNOWN_AFTER:
                 print(f"about {runs.minutes_left(progress, config):.0f} min to go", flush=True)
             if progress.evaluation:
                 print(runs.describe(progress, config))
@@ -236,7 +238,7 @@ def show_progress(events, done: int, steps: int):
         for progress in events:
             bar.update(progress.step - bar.n)
             bar.set_postfix(loss=f"{progress.loss:.3f}", refresh=False)
-            if progress.evaluation or progress.steps_run == 10:
+            if progress.evaluation or progress.steps_run == KNOWN_AFTER:
                 bar.clear()  # something will be printed
             yield progress
 
