@@ -9,7 +9,7 @@ from statistics import median
 from guppylm.corpus import Corpus
 from guppylm.datagen import Conversation, conversations, pair, takes_over
 from guppylm.grammar import PUNCTUATION, Pools, Slot, Text, pools_of, ways
-from guppylm.persona import Persona, Topic
+from guppylm.persona import AROUND, Persona, Topic
 
 FEW_MESSAGES = 20  # different messages of a topic below which a model learns them by heart instead of their meaning
 SHARED_OPENING = 0.2  # of all replies; that many may begin alike before it sounds like a machine
@@ -200,7 +200,7 @@ def _ends(text: Text, pools: Pools, said: str) -> set[int]:
 def _unused_pools(persona: Persona) -> list[str]:
     """Pools that no line, reply or other pool names. A topic's own pool of the same name wins over the persona's."""
     defined: dict[int, str] = {id(pool): f"words.{name}" for name, pool in persona.pools.items()}
-    used = {id(persona.pools[kind]) for kind in ("lead_in", "tag") if persona.noise.get(kind)}
+    used = {id(persona.pools[kind]) for kind in AROUND if persona.noise.get(kind)}
     for name, topic in persona.topics.items():
         for exchange in topic.exchanges:
             defined |= {id(pool): f"topics.{name}.words.{key}" for key, pool in exchange.pools.items()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from guppylm.grammar import PUNCTUATION, Slot, Words, expand, fillings, fold, pick, ways
-from guppylm.persona import Exchange, Persona, PersonaError, Topic, load_persona
+from guppylm.persona import AROUND, Exchange, Persona, PersonaError, Topic, load_persona
 
 __all__ = ["PersonaError", "load_persona"]  # not used here: passed on, so that a notebook needs one import
 
@@ -135,10 +135,11 @@ def add_noise(message: str, persona: Persona, rng: random.Random) -> str:
     def happens(kind: str) -> bool:
         return rng.random() < persona.noise.get(kind, 0)
 
-    for kind in ("lead_in", "tag"):
+    asks = "ask_in" in persona.noise and message.endswith("?")
+    for kind in AROUND if asks else ("lead_in", "tag"):
         if happens(kind):
             extra = expand((Slot(kind),), persona.pools, rng, {}, {})
-            message = f"{extra} {message}" if kind == "lead_in" else f"{message} {extra}"
+            message = f"{message} {extra}" if kind == "tag" else f"{extra} {message}"
     words = message.split(" ")
     if happens("texting"):
         words = [pick(rng, persona.texting[w]) if w in persona.texting and rng.random() < 0.7 else w for w in words]

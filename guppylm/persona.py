@@ -13,8 +13,9 @@ from pathlib import Path
 
 from guppylm.grammar import Pools, Slot, Text, Word, fold, parse, pools_of
 
-NOISE = ("lead_in", "tag", "texting", "drop_word", "no_apostrophe", "typo", "no_punctuation", "extra_punctuation",
-         "capital", "shout")  # fmt: skip
+AROUND = ("ask_in", "lead_in", "tag")  # noise that is drawn from a pool: before a question, before any line, behind it
+NOISE = (*AROUND, "texting", "drop_word", "no_apostrophe", "typo", "no_punctuation", "extra_punctuation", "capital",
+         "shout")  # fmt: skip
 
 
 class PersonaError(ValueError):
@@ -183,7 +184,7 @@ def _read_noise(table: object, pools: Pools) -> dict[str, float]:
     for kind, probability in table.items():
         if not isinstance(probability, int | float) or not 0 <= probability <= 1:
             raise PersonaError(f"noise.{kind}: must be a probability from 0 to 1, not {probability!r}")
-        if kind in ("lead_in", "tag"):
+        if kind in AROUND:
             if kind not in pools:
                 place = f"noise.{kind}"
                 raise PersonaError(f"{place}: is drawn from a pool that is missing: write {kind} = [...] in [words]")

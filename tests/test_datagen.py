@@ -181,6 +181,7 @@ NOISY = {
     "no_apostrophe": "don't you like it?",
     "no_punctuation": "well, do you?",
     "texting": "do you like it?",
+    "ask_in": "do you?",
     "lead_in": "do you?",
     "tag": "do you?",
 }
@@ -193,16 +194,22 @@ NOISY = {
         ("capital", "Hi. Do you like it? I do"),
         ("no_apostrophe", "dont you like it?"),
         ("no_punctuation", "well do you"),
+        ("ask_in", "tell me, do you?"),
         ("lead_in", "hey do you?"),
         ("tag", "do you? lol"),
         ("texting", "do u like it?"),
     ],
 )
 def test_noise(guppy, kind, expected):
-    pools = {"lead_in": (Word(("hey",)),), "tag": (Word(("lol",)),)}
+    pools = {"ask_in": (Word(("tell me,",)),), "lead_in": (Word(("hey",)),), "tag": (Word(("lol",)),)}
     persona = dataclasses.replace(guppy, pools=pools, noise={kind: 1.0}, texting={"you": ("u",)})
     noisy = [datagen.add_noise(NOISY[kind], persona, random.Random(i)) for i in range(20)]
     assert set(noisy) == ({expected, NOISY[kind]} if kind == "texting" else {expected})  # 7 words in 10 of that kind
+
+
+def test_what_leads_into_a_question_stands_before_nothing_else(guppy):
+    persona = dataclasses.replace(guppy, noise={"ask_in": 1.0})
+    assert {datagen.add_noise("i like it.", persona, random.Random(i)) for i in range(20)} == {"i like it."}
 
 
 def test_noise_comes_as_often_as_it_says(guppy):
