@@ -1,6 +1,6 @@
 """A lesson in copying, before the first conversation: to read a word in the message and say the same.
 
-Asked "can fish eat pizza?", Guppy says something about pizza. A model that learns this word by word must learn it again
+Asked "do you like bananas?", Guppy speaks of bananas. A model that learns this word by word must learn it again
 for each word. Two attention heads, the second in a later layer, can do it for any word, even one that nobody has met.
 The first notes at each token which token came before it. The second looks for the place whose note is the token just
 said, and says what stands there: an induction head (Olsson et al. 2022, "In-context Learning and Induction Heads").
