@@ -101,10 +101,11 @@ def train(args: argparse.Namespace) -> None:
         return training.start(GuppyLM(ModelConfig(vocab_size=prepared.tok.vocab_size)).to(device), config, precision)
 
     if args.profile:
-        report = measure.profile(begin(), prepared, config)
+        state = begin()
+        report = measure.profile(state, prepared, config)
         if parallel.rank() == 0:
             print(report)
-        parallel.leave()
+        parallel.leave(state)
         return
     if args.minutes and not args.resume:
         config = runs.fit(config, 60 * args.minutes, *measure.seconds(begin(), prepared, config))
@@ -127,7 +128,7 @@ def train(args: argparse.Namespace) -> None:
         show(events, state, prepared, config, bot, out, record)
     else:
         follow(events, state, config)
-    parallel.leave()
+    parallel.leave(state)
 
 
 def settings(args: argparse.Namespace, out: Path):
@@ -151,13 +152,13 @@ def stop_together(interrupted: list[int], state) -> bool:
     return parallel.total(len(interrupted), state.device) > 0
 
 
-def stop(message: str) -> None:
+def stop(message: str, state) -> None:
     """End at Ctrl-C, in all processes; the first one says what was kept."""
     from guppylm import parallel
 
     if parallel.rank() == 0:
         print(message)
-    parallel.leave()
+    parallel.leave(state)
     sys.exit(130)
 
 
@@ -188,7 +189,7 @@ def learn_to_copy(state, prepared, config) -> None:
                 done = f"copying random tokens, step {step}/{config.copy_steps}"
                 print(f"{done}: loss {loss:.3f}, {unsure(loss)}", flush=True)
             if stopped:
-                stop("stopped in the lesson: the same command with --resume begins it anew")
+                stop("stopped in the lesson: the same command with --resume begins it anew", state)
 
 
 def show(events, state, prepared, config, bot, out: Path, record: dict) -> None:
@@ -213,7 +214,8 @@ def show(events, state, prepared, config, bot, out: Path, record: dict) -> None:
                 saved = time.monotonic()
             if stopped and state.step < config.steps:
                 shown.close()  # and with it the bar
-                stop(f"stopped after step {state.step} and saved in {out}: the same command with --resume goes on")
+                kept = f"stopped after step {state.step} and saved in {out}"
+                stop(f"{kept}: the same command with --resume goes on", state)
     if state.clock.seconds.keys() - {"printing and saving"}:  # or a run that had been finished was resumed
         print(runs.describe_time(state.clock.seconds))
     folder = f'"{out}"' if " " in str(out) else out
@@ -227,7 +229,7 @@ def follow(events, state, config) -> None:
     with runs.interrupts() as interrupted:
         for _ in events:
             if stop_together(interrupted, state) and state.step < config.steps:
-                stop("")
+                stop("", state)
 
 
 def show_progress(events, done: int, steps: int):

@@ -6,6 +6,7 @@ of all are averaged, so all copies of the model stay equal.
 
 import os
 from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
 
 import torch
 import torch.distributed as dist
@@ -28,14 +29,21 @@ def join(device: torch.device) -> torch.device:
         torch.cuda.set_device(device)
     if device.type == "mps":
         raise ValueError("torchrun can't use a Mac's GPU: leave torchrun out, or add --device cpu")
+    # DistributedDataParallel imports it later, and then its functions would hold the group for ever: see `leave`.
+    import_module("torch.distributed.nn.functional")
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return device
 
 
-def leave() -> None:
-    """Part from the other processes at the end, once all are there: the first one is still saving."""
+def leave(state) -> None:
+    """Part from the other processes at the end, once all are there: the first one is still saving.
+
+    The group's threads end with the last thing that holds it, the state's wrapped model. One that is still at work when
+    Python has gone would abort the process.
+    """
     if _joined():
         dist.barrier()
+        state.wrapped = state.model
         dist.destroy_process_group()
 
 

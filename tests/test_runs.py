@@ -359,6 +359,27 @@ def test_two_processes_stop_together_at_ctrl_c(tmp_path, steps, said):
         assert [json.loads(row)["step"] for row in rows] == list(range(5, 5 * len(rows) + 1, 5))
 
 
+def test_nothing_holds_the_group_of_processes_that_was_left():
+    """Else its threads go on, and one that is at work when Python ends aborts the process."""
+    code = """
+import weakref
+from types import SimpleNamespace
+import torch, torch.distributed as dist
+from guppylm import parallel
+parallel.join(torch.device("cpu"))
+model = torch.nn.Linear(2, 2)
+state = SimpleNamespace(model=model, wrapped=parallel.wrap(model))
+state.wrapped(torch.ones(1, 2)).sum().backward()
+group = weakref.ref(dist.group.WORLD)
+print(group() is not None)
+parallel.leave(state)
+print(group() is not None)
+"""
+    alone = {**ENV, "WORLD_SIZE": "1", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=alone, capture_output=True, encoding="utf-8", timeout=120)
+    assert done.stdout.split() == ["True", "False"], done.stderr
+
+
 def test_more_processes_than_gpus_are_a_mistake(monkeypatch):
     for name, value in {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
