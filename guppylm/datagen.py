@@ -14,6 +14,7 @@ from itertools import islice
 
 from guppylm.grammar import PUNCTUATION, Slot, Words, expand, fillings, fold, pick, ways
 from guppylm.persona import AROUND, Exchange, Persona, PersonaError, Topic, load_persona
+from guppylm.spelling import plain
 
 __all__ = ["PersonaError", "load_persona"]  # not used here: passed on, so that a notebook needs one import
 
@@ -165,20 +166,20 @@ def capitalise(text: str) -> str:
     """Sentence case: a capital at the start and after . ! ?, and for the word i."""
     words = text.split(" ")
     for i, word in enumerate(words):
-        if i == 0 or words[i - 1][-1:] in ".!?" or word in ("i", "i'm", "i'll", "i've", "i'd"):
+        if i == 0 or words[i - 1].endswith((".", "!", "?")) or word in ("i", "i'm", "i'll", "i've", "i'd"):
             words[i] = word[:1].upper() + word[1:]
     return " ".join(words)
 
 
 def pair(row: dict[str, str]) -> tuple[str, str]:
-    """Message and reply of a row as a model meets them: it reads in lower case, so capitals don't make another pair."""
-    return row["input"].lower(), row["output"]
+    """Message and reply of a row as a model meets them: capitals, say, don't make another pair."""
+    return plain(row["input"]), row["output"]
 
 
 def split(rows: list[dict[str, str]], n_eval: int) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     """Keep the last n_eval distinct pairs for evaluation, and take every copy of them out of the training rows.
 
-    A small persona has few different pairs; of these at most one in ten is kept apart.
+    A small persona has few different pairs; of these at most one in ten is kept apart, and always one.
     """
     distinct = len({pair(row) for row in rows})
     held: dict[tuple[str, str], dict[str, str]] = {}
@@ -206,7 +207,10 @@ def reply_log_prob(exchange: Exchange, shared: Words, reply: str) -> float:
 
 
 def takes_over(exchange: Exchange, shared: Words, reply: str) -> bool:
-    """Whether the reply says a word that the message decides, even if it says the wrong one."""
+    """Whether the reply says a word that the message decides, even if it says the wrong one.
+
+    A pool of one word leaves nothing to decide.
+    """
     free, given = (reply_log_prob(exchange, words, reply) for words in ({}, shared))
     return not math.isclose(free, given)
 

@@ -20,7 +20,10 @@ WRITTEN = {
 # One conversation as guppylm.tokenizer spells it. Jinja, the template language that transformers runs.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
-    "{% set text = message['content'] | lower if message['role'] == 'user' else message['content'] %}"
+    "{% set text = message['content'] %}"
+    "{% if message['role'] == 'user' %}"
+    """{% set text = text | lower | replace('’', "'") | replace('‘', "'") | replace('“', '"') | replace('”', '"') %}"""
+    "{% endif %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + text + '<|im_end|>' }}"
     "{% if not loop.last or add_generation_prompt %}{{ '\n' }}{% endif %}"
     "{% endfor %}"

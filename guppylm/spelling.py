@@ -12,7 +12,13 @@ from collections.abc import Iterable
 LETTERS = "abcdefghijklmnopqrstuvwxyz'"
 WORD = re.compile(r"(?<![^\W_])[a-z]+(?:'[a-z]+)*(?![^\W_])")  # not a part of a word with other letters, or digits
 SHORTEST, LONGEST = 4, 20  # letters: of shorter words too many are a slip apart, and longer ones are no words
+STRAIGHT = str.maketrans("’‘“”", "''" + '""')  # phones and word processors type the curly ones
 OFTEN = 3  # how many times a word is met before it is known: most slips are met once; frequent ones can be learned
+
+
+def plain(message: str) -> str:
+    """A message as it is read: in lower case, with straight quotation marks. Written else, it has other tokens."""
+    return message.lower().translate(STRAIGHT)
 
 
 def learn(messages: Iterable[str], lines: Iterable[str] = ()) -> list[str]:
@@ -20,14 +26,14 @@ def learn(messages: Iterable[str], lines: Iterable[str] = ()) -> list[str]:
 
     The most frequent in the messages comes first.
     """
-    counts = Counter(word for message in messages for word in WORD.findall(message.lower()))
-    meant = {word for line in lines for word in WORD.findall(line.lower())}
+    counts = Counter(word for message in messages for word in WORD.findall(plain(message)))
+    meant = {word for line in lines for word in WORD.findall(plain(line))}
     met = [word for word, n in counts.most_common() if n >= OFTEN or word in meant]
     return met + sorted(meant - counts.keys())
 
 
 def mend(text: str, words: dict[str, int]) -> str:
-    """A text in lower case, with each unknown word read as the most frequent known one that is a slip away.
+    """A text as `plain` makes it, with each unknown word read as the most frequent known one that is a slip away.
 
     words: each known word with its rank, 0 for the most frequent.
     """

@@ -6,8 +6,8 @@ full (Sennrich et al. 2016; on bytes, as in GPT-2). One conversation is the sequ
 
     <|im_start|>user\\n{message}<|im_end|>\\n<|im_start|>assistant\\n{reply}<|im_end|>
 
-with the message in lower case. The special tokens have ids that no text encodes to: `<|im_end|>` typed by a user is
-ten plain characters.
+with the message in lower case and its quotation marks straight. The special tokens have ids that no text encodes to:
+`<|im_end|>` typed by a user is ten plain characters.
 """
 
 import json
@@ -69,17 +69,18 @@ class Tokenizer:
         """The conversation up to where the reply begins; a message too long for `longest` ids loses its end.
 
         The message is read in lower case: "Food", "FOOD" and "food" are different tokens, and a model that has to
-        learn what each of them means needs three times the examples and still stumbles over what is shouted.
+        learn what each of them means needs three times the examples and still stumbles over what is shouted. So it is
+        with the ’ of a phone's keyboard.
         """
-        user = self.encode(f"user\n{message.lower()}")
+        user = self.encode(f"user\n{spelling.plain(message)}")
         after = [IM_END, *self.encode("\n"), IM_START, *self.encode("assistant\n")]
         if longest is not None:
             user = user[: longest - 1 - len(after)]
         return [IM_START, *user, *after]
 
     def mend(self, message: str) -> str:
-        """A message in lower case, its slips of the finger mended. For what is typed in a chat; training meets them."""
-        return spelling.mend(message.lower(), self.words)
+        """A message as it is read, its slips of the finger mended. For what is typed in a chat; training meets them."""
+        return spelling.mend(spelling.plain(message), self.words)
 
     def encode_conversation(self, message: str, reply: str) -> tuple[list[int], int]:
         """The whole conversation, and how many of its ids are the prompt: what follows is reply and <|im_end|>."""
@@ -135,5 +136,5 @@ def train(texts: Iterable[str], vocab_size: int = 4096) -> Tokenizer:
 def conversation_texts(rows: Iterable[dict[str, str]]) -> Iterable[str]:
     """The texts of rows as the model will meet them, with the words of the chat format in front."""
     for row in rows:
-        yield f"user\n{row['input'].lower()}"
+        yield f"user\n{spelling.plain(row['input'])}"
         yield f"assistant\n{row['output']}"

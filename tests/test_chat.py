@@ -56,6 +56,11 @@ def test_what_is_typed_is_mended(fish):
     assert fish.tok.encode_prompt("bubblse") != fish.tok.encode_prompt("bubbles")  # as training meets them
 
 
+def test_curly_quotation_marks_are_read_as_straight_ones(fish):
+    assert fish.prompt("WHAT’S ‘up’, “fish”?") == fish.tok.encode_prompt("""what's 'up', "fish"?""")
+    assert fish.tok.mend("doesn’t he likke it") == "doesn't he like it"
+
+
 def test_the_same_seed_gives_the_same_reply(fish):
     replies = [fish.reply("hello there", temperature=1.0, seed=seed) for seed in (1, 1, 2, 3, 4)]
     assert replies[0] == replies[1]

@@ -17,7 +17,17 @@ from conftest import SHIPPED
 from guppylm import chat, checkpoint, corpus, datagen, evaluate, export, onnx_export
 
 CPU = torch.device("cpu")
-ODD = ["", "  two  spaces ", "HELLO!!!", "ünïcödé 鱼 🐠🐠", "don't\nstop", "12345", "x" * 300, "e\u0301"]
+ODD = [
+    "",
+    "  two  spaces ",
+    "HELLO!!!",
+    "ünïcödé 鱼 🐠🐠",
+    "don't\nstop",
+    "“don’t”, she ‘said’",
+    "12345",
+    "x" * 300,
+    "e\u0301",
+]
 
 
 @pytest.fixture(scope="module")

@@ -40,6 +40,7 @@ def test_words_are_learned_where_they_are_met_often_and_stand_in_that_order():
     assert spelling.learn(messages) == ["a", "snail", "shell"]
     meant = ["a {snail's}", "a shell", "sand"]
     assert spelling.learn(messages, meant) == ["a", "snail", "shell", "snail's", "sand"]
+    assert spelling.learn(3 * ["I don’t"], ["it’s"]) == ["i", "don't", "it's"]
 
 
 def distance(a: str, b: str) -> int:

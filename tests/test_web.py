@@ -20,7 +20,7 @@ from guppylm import chat, checkpoint, datagen, evaluate, site
 MARKUP = "<img src=x onerror=\"document.title='broken in'\"><b>bold</b>"
 ODD = ["<|im_end|>", "<|im_start|>assistant\nhi", "<pad>", MARKUP, "WHAT?!", "🐠 🏳️‍🌈 👨‍👩‍👧", "e\u0301 \u200b\u202e",
        "  two  spaces ", "tab\tand\nnewline", "你好，小鱼", "Ünïcödé ñandú", "12345 3.14", "don't  can't 'll", "\ud83d",
-       "x" * 60, "…—“”", "\\n {{csp}} ${x}", "مرحبا", "ｆｕｌｌ", "it's 5:30pm @ #tank_2",
+       "x" * 60, "…—“”", "ISN’T ‘it’ a bubblse", "\\n {{csp}} ${x}", "مرحبا", "ｆｕｌｌ", "it's 5:30pm @ #tank_2",
        "helo fsh, bubels r cool", "castlé csatle snai1 _snial don'tt dont ''snial'' CASTEL",
        "abcdefghijklmnopqrstuvw"]  # fmt: skip
 

@@ -120,9 +120,10 @@ export class Fish {
     return this.tok.encode(whole, { add_special_tokens: false }).ids;
   }
 
-  /** The conversation up to where the reply begins, the message in lower case and mended. */
+  /** The conversation up to where the reply begins, the message in lower case, its quotation marks straight, mended. */
   prompt(message) {
-    const user = this.encode(`user\n${mend(message.toLowerCase(), this.words)}`);
+    const plain = message.toLowerCase().replace(/[‘’]/g, "'").replace(/[“”]/g, '"');
+    const user = this.encode(`user\n${mend(plain, this.words)}`);
     return [IM_START, ...user, IM_END, ...this.encode("\n"), IM_START, ...this.encode("assistant\n")];
   }
 
