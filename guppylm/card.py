@@ -103,10 +103,12 @@ def describe(card: DataCard) -> str:
 
 def advice(persona: Persona, card: DataCard) -> list[str]:
     """What is thin or wrong in a persona, one line each with what to write, judged by clean conversations from it."""
-    made = list(conversations(replace(persona, noise={}), card.rows))
+    clean = replace(persona, noise={})
+    made = list(conversations(clean, card.rows))
+    enough = list(conversations(clean, max(card.rows, 20 * FEW_MESSAGES * len(persona.topics))))
     return [
         *_few_replies(persona, card),
-        *_few_messages(made),
+        *_few_messages(enough),
         *_no_confused(persona),
         *_in_two_topics(made),
         *sayable_tests(persona),
@@ -172,24 +174,32 @@ def sayable_tests(persona: Persona) -> list[str]:
     """
     groups = defaultdict(list)
     for topic in persona.topics.values():
+        pools = {
+            name: tuple(replace(word, text=_lower(word.text)) for word in pool)
+            for name, pool in topic.exchanges[0].pools.items()
+        }  # all exchanges of a topic have the same
         for exchange in topic.exchanges:
-            for i, line in enumerate(exchange.user):
-                groups[line[0], id(exchange.pools)].append((exchange, f"{exchange.place}.user[{i}]", line))
+            for i, line in enumerate(map(_lower, exchange.user)):
+                groups[line[0], id(pools)].append((pools, f"{exchange.place}.user[{i}]", line))
     found = []
     for name, topic in persona.topics.items():
         for test in topic.test:
             bare = test.lower().strip().rstrip(".?!")
-            wanted = {test, bare, f"{bare}?", f"{bare}."}
+            wanted = {bare + mark for mark in ("", ".", "?", "!")}
             beginnings = {text[:n] for text in wanted for n in range(len(text) + 1)}
             for (first, _), group in groups.items():
                 if isinstance(first, str):
                     possible = first in beginnings
                 else:  # the pools are the same for all of the group
-                    possible = any(_ends((first,), group[0][0].pools, text) for text in wanted)
-                for exchange, place, line in group if possible else []:
-                    if any(len(text) in _ends(line, exchange.pools, text) for text in wanted):
+                    possible = any(_ends((first,), group[0][0], text) for text in wanted)
+                for pools, place, line in group if possible else []:
+                    if any(len(text) in _ends(line, pools, text) for text in wanted):
                         found.append(f"topics.{name}.test: {test!r} is no test, {place} can say it: change one of them")
     return found
+
+
+def _lower(text: Text) -> Text:
+    return tuple(piece.lower() if isinstance(piece, str) else piece for piece in text)
 
 
 def _ends(text: Text, pools: Pools, said: str) -> set[int]:

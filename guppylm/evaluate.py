@@ -61,18 +61,18 @@ def answer(
     context = bot.model.config.context_length
     group: list[int] = []
     shortest = min(waiting)
-    ids = torch.empty(0, shortest, dtype=torch.long)  # (B, T), and longer by one at each step
+    ids = torch.empty(0, shortest, dtype=torch.long)  # (B, T), a column longer at each step
     for length in range(shortest, context):
         joining = waiting[length]
-        joined = torch.tensor([prompts[i] for i in joining], dtype=torch.long).view(-1, length)  # (b, T)
-        ids = torch.cat([ids, joined])  # (B, T) and (b, T) -> (B + b, T)
+        joined = torch.tensor([prompts[i] for i in joining], dtype=torch.long).view(-1, length)  # (J, T)
+        ids = torch.cat([ids, joined])  # (B, T) and (J, T) -> (B + J, T), which is B from here on
         group = group + joining
         chosen = ids.new_empty(0, 1)
         if group:
             # The answers to one message are the same at first, and what is the same has to be read only once.
-            different, which = torch.unique(ids, dim=0, return_inverse=True)
+            different, which = torch.unique(ids, dim=0, return_inverse=True)  # (U, T), and of each row which: (B,)
             with mixed_precision(device, precision):
-                logits = torch.cat([bot.next_logits(rows) for rows in different.split(AT_ONCE)])
+                logits = torch.cat([bot.next_logits(rows) for rows in different.split(AT_ONCE)])  # (U, V)
             p = probabilities(logits[which], temperature, top_k)  # (B, V)
             chosen = torch.multinomial(p, 1, generator=rng)  # (B, 1)
         ids = torch.cat([ids, chosen], dim=1)
@@ -88,7 +88,8 @@ def answer(
 def can_say(topic: Topic, reply: str, message: str = "") -> bool:
     """Whether any exchange of the topic can say this, whatever words the message may have given it.
 
-    Where it takes a word over, that may be one of the message that the pool lacks.
+    So a reply about flakes answers a message about a banana; `naming` counts these apart. Where it takes a word over,
+    that may be one of the message that the pool lacks.
     """
     return any(
         datagen.reply_log_prob(exchange, words, reply) > -math.inf
@@ -128,7 +129,10 @@ def read_prompts(file: Path) -> list[dict]:
     for i, line in enumerate(corpus.read_lines(file)):
         try:
             row = json.loads(line)
-            prompts.append({"prompt": row["prompt"], "topics": [row["topic"], *row["also"]], "kind": row["kind"]})
+            topics = [row["topic"], *row["also"]]
+            if not isinstance(row["also"], list) or not all(isinstance(text, str) for text in (row["prompt"], *topics)):
+                raise TypeError
+            prompts.append({"prompt": row["prompt"], "topics": topics, "kind": row["kind"]})
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f'{file}: line {i + 1} is not {{"prompt", "topic", "also", "kind"}}') from error
     return prompts

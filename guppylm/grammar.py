@@ -106,7 +106,9 @@ def _filled(text: Text, pools: Pools, words: Words) -> Iterator[tuple[str, Words
     if isinstance(piece, str):
         begun = [(piece, words)]
     elif piece.field:
-        begun = [(dict(words[piece.pool].fields)[piece.field], words)]
+        # Its word stands in the text around this one, where we don't know which it is: then it may be any of the pool.
+        drawn = [words[piece.pool]] if piece.pool in words else pools[piece.pool]
+        begun = [(dict(word.fields)[piece.field], {**words, piece.pool: word}) for word in drawn]
     else:
         begun = [(said, {**known, piece.pool: word}) for word in pools[piece.pool]
                  for said, known in _filled(word.text, pools, words)]  # fmt: skip
@@ -133,8 +135,8 @@ def ways(text: Text, pools: Pools, target: str, state: State, shared: Words) -> 
     states = {state: 1.0}
     for piece in text:
         after: dict[State, float] = {}
-        for (start, words), probability in states.items():
-            for following, p in _piece_ways(piece, pools, target, (start, words), shared).items():
+        for before, probability in states.items():
+            for following, p in _piece_ways(piece, pools, target, before, shared).items():
                 after[following] = after.get(following, 0.0) + probability * p
         states = after
     return states
@@ -142,13 +144,14 @@ def ways(text: Text, pools: Pools, target: str, state: State, shared: Words) -> 
 
 def _piece_ways(piece: str | Slot, pools: Pools, target: str, state: State, shared: Words) -> dict[State, float]:
     """The same for one piece."""
-    start, words = state
+    start, known = state
+    fields = dict(known)  # by pool, each as pairs such as ("be", "are")
     if isinstance(piece, str):
         said = piece
-    elif piece.field and piece.pool in dict(words):
-        said = dict(dict(words)[piece.pool])[piece.field]
+    elif piece.field and piece.pool in fields:
+        said = dict(fields[piece.pool])[piece.field]
     elif not piece.field and piece.pool in shared:
-        said, words = "".join(shared[piece.pool].text), _remember(words, piece.pool, shared[piece.pool])
+        said, known = "".join(shared[piece.pool].text), _remember(known, piece.pool, shared[piece.pool])
     else:  # a word to draw. Or a field whose word the message named and we weren't told: then any word may be it.
         found: dict[State, float] = {}
         for word in pools[piece.pool]:
@@ -157,11 +160,11 @@ def _piece_ways(piece: str | Slot, pools: Pools, target: str, state: State, shar
                 following = (end, _remember(inner, piece.pool, word))
                 found[following] = found.get(following, 0.0) + p / len(pools[piece.pool])
         return found
-    return {(start + len(said), words): 1.0} if target.startswith(said, start) else {}
+    return {(start + len(said), known): 1.0} if target.startswith(said, start) else {}
 
 
-def _remember(words: frozenset, pool: str, word: Word) -> frozenset:
+def _remember(known: frozenset, pool: str, word: Word) -> frozenset:
     """The fields that hold after a word was drawn: its own take the place of its pool's former ones."""
     if not word.fields:
-        return words
-    return frozenset(item for item in words if item[0] != pool) | {(pool, word.fields)}
+        return known
+    return frozenset(item for item in known if item[0] != pool) | {(pool, word.fields)}

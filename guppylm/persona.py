@@ -79,9 +79,9 @@ class Persona:
     topics: dict[str, Topic]
 
 
-def find_persona(persona: str) -> Path:
+def find_persona(persona: str | Path) -> Path:
     """The file of a persona: a path to a .toml as it is, a name in ./data_templates, else the copy in the package."""
-    if persona.endswith(".toml"):
+    if Path(persona).suffix == ".toml":
         return Path(persona)
     package = Path(__file__).parent
     folders = [Path("data_templates"), package / "data_templates", package.parent / "data_templates"]
@@ -209,7 +209,7 @@ def _read_topic(table: object, place: str, pools: Pools) -> Topic:
     test = _strings(table["test"], f"{place}.test") if "test" in table else []
     weight = table.get("weight", 1)
     if not isinstance(weight, int | float) or not 0 < weight < 1000:
-        raise PersonaError(f"{place}.weight: must be a number above 0, not {weight!r}")
+        raise PersonaError(f"{place}.weight: must be a number above 0 and below 1,000, not {weight!r}")
     return Topic(tuple(_read_exchange(e, p, own) for p, e in exchanges.items()), tuple(test), weight)
 
 

@@ -83,6 +83,7 @@ def test_a_leak_is_counted(small):
         ('"snack?"', '"Want some red worms"', "'Want some red worms' is no test, topics.food.user[0] can say it"),
         ('"do you like {thing}?"', '"do you like {thing}?", "snack?"', "'snack?' is no test, topics.home.like.user[1]"),
         ('["snack?"]', '["hello!"]\n[topics.hi]\nuser = ["hello!"]\nreply = [["hi."]]', "'hello!' is no test"),
+        ('["snack?"]', '["hello"]\n[topics.hi]\nuser = ["HELLO!"]\nreply = [["hi."]]', "'hello' is no test"),
         ("[words]", '[words]\nhat = ["cap"]', "words.hat: no line and no reply uses this pool"),
         ("[topics.home.words]", '[topics.home.words]\nfood = ["soup"]', "topics.home.words.food: no line and no reply"),
         ('["yes.", "no.", "yes. yes."]', '["so it is."], ["so it is."]', "can say 'so it is.' twice in one reply"),
@@ -93,6 +94,15 @@ def test_what_is_thin_or_wrong_is_said(draft, old, new, expected):
     lines = draft(old, new)
     assert any(expected in line for line in lines), lines
     assert all("\n" not in line for line in lines)
+
+
+def test_few_conversations_are_no_few_messages(small):
+    counted = card.data_card(small, *datagen.split(datagen.generate(small, 60), 20), corpus.prepare(small, 40, 20))
+    asked = [line for line in card.advice(small, counted) if "different messages" in line]
+    assert sorted(line.split(" different")[0] for line in asked) == [
+        "topics.food.user: only 6",
+        "topics.home.user: only 5",
+    ]
 
 
 def test_messages_that_noise_made_alike_are_no_conflict(draft):

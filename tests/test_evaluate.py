@@ -58,6 +58,21 @@ reply = [["they {body_part.be} fine."]]
     assert not evaluate.can_say(body, "they am fine.")
 
 
+def test_a_word_that_agrees_with_one_of_the_text_around_it_can_be_judged_without_it(small_file):
+    text = """
+[topics.body]
+user = ["your {body_part} {state}?"]
+reply = [["my {body_part} {state}."]]
+[topics.body.words]
+state = ["{body_part.be} tired", "{body_part.be} sore"]
+"""
+    small_file.write_text(small_file.read_text(encoding="utf-8") + text, encoding="utf-8")
+    persona = datagen.load_persona(str(small_file))
+    parts = len(persona.pools["body_part"])
+    said = next(c.reply for c in datagen.endless(persona, 0) if c.topic == "body")
+    assert datagen.log_prob(persona, "body", "well?", said) == pytest.approx(-math.log(2 * parts))
+
+
 def test_shares_and_misses(small):
     prompts = [
         {"prompt": "snack?", "topics": ["food"]},
@@ -237,9 +252,16 @@ def test_prompts_on_unknown_topics_are_refused(small, scripted, tmp_path):
     file.write_text('{"prompt": "hi", "topic": "hats", "also": [], "kind": "topic"}\n', encoding="utf-8")
     with pytest.raises(ValueError, match="the persona minnow has no topic hats"):
         evaluate.evaluate(scripted("x"), small, {}, file)
-    file.write_text('{"prompt": "hi"}\n', encoding="utf-8")
-    with pytest.raises(ValueError, match="line 1 is not"):
-        evaluate.evaluate(scripted("x"), small, {}, file)
+
+
+@pytest.mark.parametrize("change", [{"prompt": 5}, {"topic": 3}, {"also": "food"}, {"also": [3]}, {"kind": None}])
+def test_prompts_of_another_form_are_refused(tmp_path, change):
+    row = {"prompt": "hi", "topic": "food", "also": ["home"], "kind": "topic"}
+    lines = [row, {**row, **change} if change != {"kind": None} else {"prompt": "hi"}]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)) + "\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="prompts.jsonl: line 2 is not"):
+        evaluate.read_prompts(file)
 
 
 @pytest.mark.parametrize(("temperature", "top_k"), [(0, 0), (0.01, 0), (1.0, 1)])
