@@ -29,7 +29,7 @@ def data(args: argparse.Namespace) -> None:
     """Write train.jsonl and eval.jsonl and print a card of what is in them; or print --sample conversations."""
     from guppylm import card, corpus, datagen
 
-    persona = datagen.load_persona(args.persona)
+    persona = datagen.load_persona(args.persona or "guppy")
     if args.topic is not None and not args.sample:
         raise ValueError("--topic goes with --sample N")
     if args.json and args.sample:
@@ -82,7 +82,9 @@ def train(args: argparse.Namespace) -> None:
 
     if args.minutes and args.eval_every:
         raise ValueError("--minutes evaluates ten times, however many steps fit: leave out --eval-every")
-    source = None if args.data else datagen.load_persona(args.persona)
+    if args.data and args.persona:
+        raise ValueError("--data brings its own conversations: leave out --persona")
+    source = None if args.data else datagen.load_persona(args.persona or "guppy")
     persona = datagen.about(source) if source else {"name": args.data.resolve().name, "summary": ""}
     out = args.out or Path("checkpoints") / persona["name"]
     config, device = settings(args, out), pick_device(args.device)
@@ -92,8 +94,8 @@ def train(args: argparse.Namespace) -> None:
     else:
         prepared = corpus.read(args.data, tok)
     device = parallel.join(device)
-    if config.batch_size < parallel.size():
-        raise ValueError(f"--batch-size {config.batch_size}: too few rows for {parallel.size()} processes")
+    if (rows := min(config.batch_size, len(prepared.train))) < parallel.size():
+        raise ValueError(f"a step has {rows} rows: too few for {parallel.size()} processes")
     precision = parallel.agreed(runs.saved_precision(out, device) if args.resume else pick_precision(device))
 
     def begin() -> training.State:
@@ -205,7 +207,9 @@ def show(events, state, prepared, config, bot, out: Path, record: dict) -> None:
                 print(f"about {runs.minutes_left(progress, config):.0f} min to go", flush=True)
             if progress.evaluation:
                 print(runs.describe(progress, config))
+                state.model.eval()  # without dropout, where a config has some
                 reply = bot.reply(prepared.message, seed=config.seed)
+                state.model.train()
                 print(f"  you> {prepared.message}\n  {bot.name}> {reply}", flush=True)
                 runs.save(out, state, prepared, config, record)
                 saved = time.monotonic()
@@ -320,8 +324,10 @@ def export(args: argparse.Namespace) -> None:
         raise ValueError(f"--push uploads what --to hf and --to dataset write, not {args.to}")
     if args.fp32 and args.to != "onnx":
         raise ValueError(f"--fp32 is for --to onnx, not {args.to}")
+    if args.persona and args.to != "dataset":
+        raise ValueError(f"--persona is for --to dataset; --to {args.to} takes a trained model: --model DIR")
     if args.to == "dataset":
-        persona = datagen.load_persona(args.persona)
+        persona = datagen.load_persona(args.persona or "guppy")
         exporting.save_dataset(persona, *rows_of(persona, args), out)
     else:
         model, tok, record, folder = load_model(args)
@@ -333,13 +339,14 @@ def export(args: argparse.Namespace) -> None:
         elif args.to == "onnx":
             with extra("export"):
                 from guppylm import onnx_export
-            file = out if out.suffix == ".onnx" else out / "model.onnx"
-            onnx_export.save_onnx(model, file, eight_bit=not args.fp32)
-            out = file
+
+                out = out if out.suffix == ".onnx" else out / "model.onnx"
+                onnx_export.save_onnx(model, out, eight_bit=not args.fp32)
         else:
             with extra("export"):
                 from guppylm import site
-            print(site.build(model, tok, record, out))
+
+                print(site.build(model, tok, record, out))
     print(f"written: {out}")
     if args.push:
         with extra("export"):
@@ -390,7 +397,7 @@ def parser() -> argparse.ArgumentParser:
         return sub
 
     def add_rows(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--persona", default="guppy", metavar="NAME|FILE.toml", help="whose data (default: guppy)")
+        sub.add_argument("--persona", metavar="NAME|FILE.toml", help="whose data (default: guppy)")
         sub.add_argument("-n", "--rows", type=count, default=60_000, help="conversations to train on (default: 60,000)")
         sub.add_argument("--eval-rows", type=count, default=1_000, help="conversations kept apart (default: 1,000)")
 

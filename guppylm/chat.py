@@ -24,7 +24,7 @@ class Step(NamedTuple):
 
     id: int
     text: str  # what it adds to the reply; empty while a character is incomplete, and for the end token
-    probability: float
+    probability: float  # with which it was drawn, after temperature and top_k
     choices: list[tuple[str, float]]  # the likeliest tokens and their probabilities, best first
 
 

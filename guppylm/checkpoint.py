@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pickle
+import time
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -41,7 +42,7 @@ def write_whole(file: Path, write: Callable[[Path], object]) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write(part)
-        os.replace(part, file)
+        _move(part, file)
     except BaseException as error:
         with suppress(OSError):
             part.unlink()
@@ -49,6 +50,16 @@ def write_whole(file: Path, write: Callable[[Path], object]) -> None:
             raise
         intact = "; the file that was there is intact" if file.is_file() else ""
         raise CheckpointError(f"{file}: can't be written: {error.strerror}{intact}") from error
+
+
+def _move(part: Path, file: Path) -> None:
+    """Put a file in its place. While another program has the old one open, Windows refuses: try for ten seconds."""
+    for _ in range(100 if os.name == "nt" else 0):
+        with suppress(PermissionError):
+            os.replace(part, file)
+            return
+        time.sleep(0.1)
+    os.replace(part, file)
 
 
 def write_tensors(file: Path, tensors: dict) -> None:

@@ -1,12 +1,11 @@
 """A lesson in copying, before the first conversation: to read a word in the message and say the same.
 
-Asked "do you like bananas?", Guppy speaks of bananas. A model that learns this word by word must learn it again
-for each word. Two attention heads, the second in a later layer, can do it for any word, even one that nobody has met.
-The first notes at each token which token came before it. The second looks for the place whose note is the token just
-said, and says what stands there: an induction head (Olsson et al. 2022, "In-context Learning and Induction Heads").
-Neither gains much alone, and conversations ask for them in few places, so there they form late. Random tokens ask for
-nothing else, and it takes a few hundred steps. Which word to begin with is another matter: that the
-conversations teach.
+Asked "do you like bananas?", Guppy speaks of bananas. A model that learns this word by word must learn it again for
+each word. Two attention heads, the second in a later layer, can do it for any word, even one that nobody has met. The
+first notes at each token which token came before it. The second looks for the place whose note is the token just said,
+and says what stands there: an induction head (Olsson et al. 2022, "In-context Learning and Induction Heads"). Neither
+gains much alone, and conversations ask for them in few places, so there they form late. Random tokens ask for nothing
+else, and it takes a few hundred steps. Which word to begin with is another matter: that the conversations teach.
 """
 
 import random

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -55,7 +56,8 @@ def prepare(
     get longer; if at most one in a hundred no longer fits the context, these are left out.
 
     Every later pass draws new conversations: a model can't learn by heart what it meets only once.
-    PersonaError if a conversation is longer than the context (CONTEXT tokens), or if the persona can say only one.
+    PersonaError if a conversation is longer than the context (CONTEXT tokens), or if the persona can say only one;
+    ValueError if the given tokenizer makes too many too long.
     """
     made = list(datagen.conversations(persona, n + n_eval, seed))
     train, held = datagen.split([c.row() for c in made], n_eval)
@@ -63,13 +65,17 @@ def prepare(
         raise datagen.PersonaError(f"{persona.file}: can say one conversation alone: write more lines or replies")
     digest, borrowed = digest_of(train + held), tok is not None
     tok = tokenizer_of(train, tok, datagen.spelled(persona))
-    if borrowed:  # a few may go, but where many are too long the tokenizer is wrong, and that is said below
+    if borrowed:  # a few may go, but where many are too long the tokenizer is wrong
         short_train, short_held = (
             [row for row in rows if len(tok.encode_conversation(row["input"], row["output"])[0]) <= CONTEXT]
             for rows in (train, held)
         )
-        if short_held and len(short_train) + len(short_held) >= 0.99 * (len(train) + len(held)):
-            train, held = short_train, short_held
+        if not short_held or len(short_train) + len(short_held) < 0.99 * (len(train) + len(held)):
+            raise ValueError(
+                "--tokenizer: it was learned from other words: more than one conversation in a hundred is longer than "
+                f"{CONTEXT} tokens with it. Leave it out, or take another"
+            )
+        train, held = short_train, short_held
     origin = {(c.message, c.reply): c for c in made}
     kept_apart = {datagen.pair(row) for row in held}
     said = [origin[row["input"], row["output"]] for row in held]
@@ -124,7 +130,8 @@ def training_replies(persona: datagen.Persona, training: dict) -> set[str]:
     """
     rows = datagen.generate(persona, training["rows"] + training["eval_rows"], training["seed"])
     train, held = datagen.split(rows, training["eval_rows"])
-    if training.get("rows_digest", digest := digest_of(train + held)) != digest:
+    digest = digest_of(train + held)
+    if training.get("rows_digest", digest) != digest:  # a config.json without one is believed
         return set()
     kept_apart = {datagen.pair(row) for row in held}
     replies = {row["output"] for row in train}
@@ -167,14 +174,23 @@ def read_rows(file: Path) -> list[dict[str, str]]:
             raise ValueError(f"{file}: line {i + 1} is not JSON: {error}") from error
         if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("input", "output")):
             raise ValueError(f'{file}: line {i + 1} is not {{"input": "...", "output": "..."}}')
+        if re.search("[\ud800-\udfff]", row["input"] + row["output"]):  # left by a program that cut an emoji in two
+            raise ValueError(f"{file}: line {i + 1} holds half a character, which is no text")
         rows.append(row)
     return rows
 
 
 def write_rows(folder: Path, train: list[dict[str, str]], held: list[dict[str, str]]) -> None:
-    """Write folder/train.jsonl and folder/eval.jsonl, which `read` reads."""
-    for name, rows in (("train", train), ("eval", held)):
-        write_text(folder / f"{name}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    """Write folder/train.jsonl and folder/eval.jsonl, which `read` reads.
+
+    ValueError if one is there that came from elsewhere: a learner's own rows can't be made again.
+    """
+    files = [folder / f"{name}.jsonl" for name in ("train", "eval")]
+    for file in files:
+        if file.exists() and '"category": ' not in read_lines(file)[0]:  # which all rows made here have
+            raise ValueError(f"{file}: was not written by this program, and stays: choose another folder")
+    for file, rows in zip(files, (train, held), strict=True):
+        write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def digest_of(rows: list[dict[str, str]]) -> str:

@@ -17,7 +17,7 @@ def pick_device(name: str = "auto") -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        torch.zeros(1, device=name)
+        torch.zeros(1, device=name).item()  # "meta", say, can't be read back
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"device {name!r} can't be used here; try auto, cpu, cuda or mps") from error
     if name == "cpu":
@@ -68,5 +68,5 @@ def cpu_seconds(*dtypes: torch.dtype) -> list[float]:
 
 
 def mixed_precision(device: torch.device, precision: torch.dtype) -> AbstractContextManager:
-    """Matrix products in `precision`; the weights, and sums that need the digits, stay in float32."""
+    """Matrix products in `precision`; the weights stay in float32, and on a GPU so does what needs the digits."""
     return nullcontext() if precision == torch.float32 else torch.autocast(device.type, dtype=precision)

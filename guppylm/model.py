@@ -166,7 +166,7 @@ class GuppyLM(nn.Module):
     def forward(self, ids: torch.Tensor, where: torch.Tensor | None = None) -> torch.Tensor:
         """Token ids (B, T) -> logits (B, T, V): at each position, a score for each token that may come next.
 
-        With `where` (B, T), the logits (N, V) of the N positions where it is True: the others cost nothing.
+        With `where` (B, T), the logits (N, V) of the N positions where it is True: the others cost the head nothing.
         """
         hidden = self.hidden(ids)  # (B, T, C)
         if where is not None:

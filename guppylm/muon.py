@@ -12,7 +12,7 @@ import torch
 class Muon(torch.optim.Optimizer):
     """Momentum whose average is orthogonalised before each step. For parameters with two dimensions, (m, n).
 
-    lr: about the size of the change of one entry, as with AdamW.
+    lr: a step changes an entry by about 0.2 lr, as a typical step of AdamW does: both can share a learning rate.
     weight_decay: at each step weights shrink by lr * weight_decay.
     momentum: share of the average that each step keeps. 0.95 is usual; trainings as short as ours learn more with 0.9.
     dtype: precision of the matrix products; they correct their own rounding, so bfloat16 is enough.
@@ -45,9 +45,9 @@ def orthogonal(g: torch.Tensor, iterations: int = 5) -> torch.Tensor:
     with these coefficients five rounds bring all that were between 0.01 and 1 to between about 0.7 and 1.2.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = g.T if g.shape[0] > g.shape[1] else g  # the wide way round: x @ x.T is then the smaller product
+    x = g.T if g.shape[0] > g.shape[1] else g  # (m, n) with m <= n from here on: x @ x.T is the smaller product
     x = x / (x.norm() + 1e-7)  # no singular value is above the norm
     for _ in range(iterations):
         xx = x @ x.T  # (m, n) @ (n, m) -> (m, m)
-        x = a * x + (b * xx + c * xx @ xx) @ x  # (m, m) @ (m, n) -> (m, n)
+        x = a * x + (b * xx + c * xx @ xx) @ x  # xx @ xx is (m, m), and (m, m) @ (m, n) -> (m, n)
     return x.T if g.shape[0] > g.shape[1] else x

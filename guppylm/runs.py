@@ -26,6 +26,7 @@ def save(folder: Path, state: State, corpus: Corpus, config: TrainConfig, record
     losses = {name: last[name] for name in ("step", "eval_loss", "floor")}
     origin = {"precision": str(state.precision), "rows_digest": corpus.digest}
     training = {**record["training"], **asdict(config), **losses, **origin}
+    (folder / "evaluation.json").unlink(missing_ok=True)  # it was of the weights that are replaced now
     checkpoint.save(folder, state.model, corpus.tok, {**record, "training": training})
     history = "".join(json.dumps(row) + "\n" for row in state.history)
     checkpoint.write_text(folder / "history.jsonl", history)
@@ -105,9 +106,12 @@ def fit(config: TrainConfig, seconds: float, per_step: float, per_evaluation: fl
     half as many tokens as a step on conversations, and counts as half.
     """
     steps = max(1, int((seconds - 10 * per_evaluation) / per_step))
-    with_lesson = suited(replace(config, steps=max(1, steps - config.copy_steps // 2)))
-    fitting = with_lesson if with_lesson.copy_steps else suited(replace(config, steps=steps, copy_steps=0))
-    return replace(fitting, eval_every=max(1, math.ceil(fitting.steps / 10)))
+    after_lesson = max(1, steps - config.copy_steps // 2)
+    if after_lesson < 2 * config.copy_steps:
+        config = replace(config, steps=steps, copy_steps=0)
+    else:
+        config = replace(config, steps=after_lesson)
+    return replace(suited(config), eval_every=max(1, math.ceil(config.steps / 10)))
 
 
 def suited(config: TrainConfig) -> TrainConfig:

@@ -83,7 +83,7 @@ def find_libraries(out: Path) -> tuple[dict[str, dict], str]:
         command = [npm, "install", *options]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, encoding="utf-8", errors="replace")
         if done.returncode:
-            why = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            why = (done.stderr.strip().splitlines() or ["no reason given"])[0]  # the last names npm's own log
             return cdn, f"npm could not install them ({why}): the page will take its libraries from {CDN}"
         found = {}
         for name, file in known.items():

@@ -1,7 +1,9 @@
 """What is saved comes back, and what is broken is refused in one line that names it."""
 
 import json
+import os
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -140,6 +142,28 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
         checkpoint.write_whole(tmp_path / "config.json", fail)
     assert (tmp_path / "config.json").read_text(encoding="utf-8") == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize(("system", "tries"), [("nt", 3), ("posix", 1)])
+def test_a_file_that_is_being_read_is_written_when_it_is_closed(tmp_path, monkeypatch, system, tries):
+    """Windows refuses to replace it until then; elsewhere a refusal is final."""
+    refusals = iter([PermissionError(13, "Permission denied")] * (tries - 1))
+
+    def replace(part, file):
+        for refusal in refusals:
+            raise refusal
+        if system == "posix":
+            raise PermissionError(13, "Permission denied")
+        os.replace(part, file)
+
+    monkeypatch.setattr(checkpoint, "os", SimpleNamespace(name=system, replace=replace))
+    monkeypatch.setattr(checkpoint, "time", SimpleNamespace(sleep=lambda seconds: None))
+    if system == "posix":
+        with pytest.raises(CheckpointError, match="a.txt: can't be written: Permission denied"):
+            checkpoint.write_text(tmp_path / "a.txt", "new")
+    else:
+        checkpoint.write_text(tmp_path / "a.txt", "new")
+        assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "new"
 
 
 def test_a_folder_that_can_not_be_made_is_one_line(tmp_path):

@@ -69,6 +69,14 @@ def assert_one_line(result, *expected):
             ["--push uploads what --to hf and"],
         ),
         (["export", "--to", "hf", "out", "--fp32"], ["--fp32 is for --to onnx, not hf"]),
+        (
+            ["export", "--to", "hf", "out", "--persona", "poet"],
+            ["--persona is for --to dataset; --to hf takes"],
+        ),
+        (["train", "--data", "latin", "--persona", "poet"], ["--data brings its own conversations"]),
+        (["data", "--out", "halves", "-n", "50"], ["train.jsonl: was not written by this program, and stays"]),
+        (["train", "--data", "halves"], ["train.jsonl: line 2 holds half a character"]),
+        (["train", "--device", "meta"], ["device 'meta' can't be used here"]),
         (["export", "--to", "paper", "out"], ["--to", "'paper'"]),
         (["web", "--model", "nowhere"], ["nowhere", "config.json"]),
         (["web", "--port", "70000"], ["port 70000 can't be used"]),
@@ -80,6 +88,9 @@ def test_a_mistake_is_one_line(tmp_path, args, expected):
     (tmp_path / "one.toml").write_text(ONE, encoding="utf-8")
     (tmp_path / "latin").mkdir()
     (tmp_path / "latin" / "train.jsonl").write_bytes(b'{"input": "ol\xe9"}\n')
+    (tmp_path / "halves").mkdir()
+    rows = '{"input": "hi", "output": "hello"}\n{"input": "hi \\ud83d", "output": "hello"}\n'
+    (tmp_path / "halves" / "train.jsonl").write_text(rows, encoding="utf-8")
     assert_one_line(guppylm(*args, cwd=tmp_path), *expected)
 
 

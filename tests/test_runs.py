@@ -315,7 +315,7 @@ def test_two_processes_train_as_one(tmp_path):
     result = subprocess.run([sys.executable, *two, *train, "--out", "two", "--resume"], timeout=200, **options)
     assert result.returncode == 0, result.stderr
     result = subprocess.run([sys.executable, *two, *train, "--batch-size", "1"], timeout=200, **options)
-    assert "--batch-size 1: too few rows for 2 processes" in result.stderr
+    assert "a step has 1 rows: too few for 2 processes" in result.stderr
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT to send to another process")
