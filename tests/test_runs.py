@@ -54,6 +54,14 @@ def test_a_run_that_is_resumed_ends_where_it_would_have_ended(small_corpus, tmp_
     assert again.history == straight.history
 
 
+def test_the_evaluation_of_older_weights_does_not_stay_beside_new_ones(small_corpus, tmp_path):
+    state = start(small_corpus)
+    list(train.train(state, small_corpus, CONFIG))
+    (tmp_path / "evaluation.json").write_text("{}", encoding="utf-8")
+    runs.save(tmp_path, state, small_corpus, CONFIG, {"training": {}})
+    assert (tmp_path / "model.pt").exists() and not (tmp_path / "evaluation.json").exists()
+
+
 def test_a_run_goes_on_in_its_precision_whatever_the_chip_seems_to_prefer_today(small_corpus, tmp_path, monkeypatch):
     state = start(small_corpus)
     runs.save_state(tmp_path, state, small_corpus, CONFIG)
