@@ -79,7 +79,7 @@ def prepare(
     origin = {(c.message, c.reply): c for c in made}
     kept_apart = {datagen.pair(row) for row in held}
     said = [origin[row["input"], row["output"]] for row in held]
-    floor = -sum(datagen.reply_log_prob(c.exchange, c.shared, c.reply) for c in said) / len(said)
+    floor = sum(-datagen.reply_log_prob(c.exchange, c.shared, c.reply) for c in said) / len(said)
 
     def draw(number: int) -> list[Row]:
         # What is too long stops a run before it begins. Later that would cost the run, so the next is taken instead.
