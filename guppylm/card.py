@@ -41,7 +41,6 @@ def data_card(persona: Persona, train: list[dict], held: list[dict], corpus: Cor
     lengths = sorted(len(row.ids) for row in corpus.train)
     used = {id for row in corpus.train for id in row.ids}
     openings = Counter(" ".join(reply.split()[:2]) for reply in replies.elements())
-    tokens = sum(row.reply_tokens for row in corpus.evaluation)
     counts = {name: count_replies(topic) for name, topic in persona.topics.items()}
     made = list(conversations(persona, 1_000))
     return DataCard(
@@ -57,7 +56,7 @@ def data_card(persona: Persona, train: list[dict], held: list[dict], corpus: Cor
         most_repeated=replies.most_common(1)[0],
         taken_over=sum(takes_over(c.exchange, c.shared, c.reply) for c in made) / len(made),
         floor=corpus.floor,
-        floor_per_token=corpus.floor * len(corpus.evaluation) / tokens,
+        floor_per_token=corpus.floor * len(corpus.evaluation) / corpus.reply_tokens,
     )
 
 

@@ -57,7 +57,7 @@ class Bot:
     @torch.inference_mode()
     def next_logits(self, ids: torch.Tensor) -> torch.Tensor:
         """Ids (B, T) -> logits (B, V) for the token that comes next; tokens that no reply can hold are ruled out."""
-        last = self.model.hidden(ids.to(self.model.tok_emb.weight.device))[:, -1]  # (B, T, C) -> (B, C)
+        last = self.model.hidden(ids.to(self.model.device))[:, -1]  # (B, T, C) -> (B, C)
         logits = self.model.lm_head(last).float().cpu()  # (B, C) @ (C, V) -> (B, V)
         logits[:, [PAD, IM_START]] = -math.inf
         return logits

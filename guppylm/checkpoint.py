@@ -10,7 +10,6 @@ import os
 import pickle
 import time
 import zipfile
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -36,12 +35,12 @@ class CheckpointError(ValueError):
     """A checkpoint that can't be used: one line that names the file and what is wrong with it."""
 
 
-def write_whole(file: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside `file`, then move it into place in one step. CheckpointError if it can't."""
+def write_whole(file: Path, content: bytes | memoryview) -> None:
+    """Write a file beside `file`, then move it into place in one step. CheckpointError if it can't."""
     part = file.with_name(f".{file.name}.part")  # what a crash leaves behind, the next run overwrites
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write(part)
+        part.write_bytes(content)
         _move(part, file)
     except BaseException as error:
         with suppress(OSError):
@@ -66,12 +65,12 @@ def write_tensors(file: Path, tensors: dict) -> None:
     """Write what `read_tensors` reads, whole."""
     memory = io.BytesIO()  # torch turns a full disk into an error of its own; plain bytes give the system's
     torch.save(tensors, memory)
-    write_whole(file, lambda part: part.write_bytes(memory.getbuffer()))
+    write_whole(file, memory.getbuffer())
 
 
 def write_text(file: Path, text: str) -> None:
     """Write UTF-8 with plain line ends, whole."""
-    write_whole(file, lambda part: part.write_text(text, encoding="utf-8", newline="\n"))
+    write_whole(file, text.encode("utf-8"))
 
 
 def save(folder: Path, model: GuppyLM, tok: Tokenizer, record: dict, dtype: torch.dtype = torch.float32) -> None:

@@ -42,6 +42,11 @@ class Corpus:
     floor: float | None = None  # nats a reply that no model can get under on the evaluation rows, where it is known
     draw: Callable[[int], list[Row]] | None = None  # as many rows for a later pass; None: the same ones again
 
+    @property
+    def reply_tokens(self) -> int:
+        """Tokens of all replies of the evaluation rows."""
+        return sum(row.reply_tokens for row in self.evaluation)
+
     def rows(self, number: int) -> list[Row]:
         """The training rows of a pass, the first of which has the number 0."""
         return self.train if number == 0 or self.draw is None else self.draw(number)

@@ -57,7 +57,7 @@ def answer(
     for i, prompt in enumerate(prompts):
         waiting[len(prompt)].append(i)
     answers, rng = [Answer("", False)] * len(messages), torch.Generator().manual_seed(seed)
-    device = bot.model.tok_emb.weight.device
+    device = bot.model.device
     context = bot.model.config.context_length
     group: list[int] = []
     shortest = min(waiting)
@@ -190,7 +190,7 @@ def loss(bot: Bot, pairs: list[tuple[str, str]], log_probs: list[float]) -> dict
     context = bot.model.config.context_length  # with another persona's vocabulary a few are too long, as in training
     fitting = [(row, log_p) for row, log_p in zip(encoded, log_probs, strict=True) if len(row.ids) <= context]
     rows, tokens = [row for row, _ in fitting], sum(row.reply_tokens for row, _ in fitting)
-    batches = micro_batches(rows, TrainConfig(), bot.model.tok_emb.weight.device)
+    batches = micro_batches(rows, TrainConfig(), bot.model.device)
     total = sum(token_losses(bot.model, batch, torch.float32).sum().item() for batch in batches)
     best = -sum(log_p for _, log_p in fitting)
     nats = {"loss": total, "floor": best, "excess": total - best}
@@ -306,7 +306,7 @@ def evaluate(
     sets = sets_of_prompts(persona, prompts)
     say("loss and floor")
     card: dict = {"loss": losses(bot, persona), "replies": {}}
-    answers, precision = {}, pick_precision(bot.model.tok_emb.weight.device)
+    answers, precision = {}, pick_precision(bot.model.device)
     for name, asked in sets.items():
         say(f"replies to {len(asked)} {name}")
         answers[name] = answer(bot, [p["prompt"] for p in asked] * DRAWS, temperature, top_k, 0, precision)

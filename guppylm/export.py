@@ -55,7 +55,7 @@ def save_hf(model: GuppyLM, tok: Tokenizer, record: dict, evaluation: dict | Non
     weights = {name: tensor.detach().cpu().float() for name, tensor in model.state_dict().items()}
     tensors = gpt2.to_gpt2(weights, model.config.n_layers)
     packed = save(tensors, metadata={"format": "pt"})  # its own writing hides what is wrong with a disk
-    write_whole(out / "model.safetensors", lambda part: part.write_bytes(packed))
+    write_whole(out / "model.safetensors", packed)
     write_tokenizer(out, tok)
     for name, table in (("config", config), ("generation_config", generation), ("tokenizer_config", tokenizer)):
         write_text(out / f"{name}.json", json.dumps(table, indent=2) + "\n")

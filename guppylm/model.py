@@ -149,6 +149,10 @@ class GuppyLM(nn.Module):
             # learns; begun at random, they first have to unlearn the noise that they add to each other's input.
             nn.init.zeros_((module.out if isinstance(module, Attention) else module.down).weight)
 
+    @property
+    def device(self) -> torch.device:
+        return self.tok_emb.weight.device
+
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Token ids (B, T) -> the residual stream before the first block (B, T, C)."""
         T = ids.shape[1]

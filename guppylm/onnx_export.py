@@ -56,7 +56,7 @@ def save_onnx(model: GuppyLM, file: Path, eight_bit: bool = True) -> None:
     if eight_bit:
         quantize(proto.graph)
     onnx.checker.check_model(proto)
-    write_whole(file, lambda part: part.write_bytes(proto.SerializeToString()))
+    write_whole(file, proto.SerializeToString())
 
 
 def quantize(graph: onnx.GraphProto) -> None:

@@ -91,7 +91,7 @@ def find_libraries(out: Path) -> tuple[dict[str, dict], str]:
             if integrity(content) != file["integrity"]:
                 raise ValueError(f"{file['package']}: {file['path']} is not the file whose hash package.json holds")
             place = f"vendor/{Path(file['path']).name}"
-            write_whole(out / place, lambda part, content=content: part.write_bytes(content))
+            write_whole(out / place, content)
             found[name] = entry(content, place)
     return found, "the page carries its libraries itself and needs no other host"
 

@@ -132,7 +132,7 @@ class State:
 
     @property
     def device(self) -> torch.device:
-        return self.model.tok_emb.weight.device
+        return self.model.device
 
 
 def start(model: GuppyLM, config: TrainConfig, precision: torch.dtype) -> State:
@@ -153,7 +153,7 @@ def start(model: GuppyLM, config: TrainConfig, precision: torch.dtype) -> State:
     # Gradients below 6e-8 are zero in float16. The scaler multiplies the loss by a large number, so that they
     # survive, and divides it out again before the step. bfloat16 has float32's range and needs none.
     scaler = torch.amp.GradScaler(enabled=precision == torch.float16)
-    return State(model, parallel.wrap(model), optimizers, scaler, precision, Clock(model.tok_emb.weight.device))
+    return State(model, parallel.wrap(model), optimizers, scaler, precision, Clock(model.device))
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -285,7 +285,7 @@ def train(state: State, corpus: Corpus, config: TrainConfig) -> Iterator[Progres
 
 def history_row(state: State, corpus: Corpus, config: TrainConfig) -> dict:
     """What is kept of an evaluation. All losses are in nats a token, except nats_per_reply."""
-    replies, tokens = len(corpus.evaluation), sum(row.reply_tokens for row in corpus.evaluation)
+    replies, tokens = len(corpus.evaluation), corpus.reply_tokens
     total = total_nats(state, corpus.evaluation, config)
     return {
         "step": state.step,

@@ -56,7 +56,7 @@ def right_word(model: GuppyLM, tok: Tokenizer, persona: datagen.Persona) -> floa
         end = begin + len(named(c))
         offsets = tok.bpe.encode(c.reply).offsets  # of each token, its first and last character in the reply
         ids, prompt = tok.encode_conversation(c.message, c.reply)
-        logits = model(torch.tensor([ids[:-1]], device=model.tok_emb.weight.device))[0]  # (T, V)
+        logits = model(torch.tensor([ids[:-1]], device=model.device))[0]  # (T, V)
         log_p = logits.float().log_softmax(dim=-1)
         at = [prompt + i for i, (a, b) in enumerate(offsets) if b > begin and a < end]
         total += math.exp(sum(log_p[i - 1, ids[i]].item() for i in at))

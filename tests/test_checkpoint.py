@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -131,15 +132,18 @@ def test_a_tokenizer_larger_than_the_model_is_refused(folder, tiny):
         checkpoint.load(folder, CPU)
 
 
-def test_a_write_that_fails_leaves_the_old_file(tmp_path):
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     checkpoint.write_text(tmp_path / "config.json", "old")
 
-    def fail(part):
-        part.write_text("new but hal", encoding="utf-8")
+    def fail(part, content):
+        whole(part, content[:4])
         raise OSError(28, "No space left on device")
 
+    whole = Path.write_bytes
+    monkeypatch.setattr(Path, "write_bytes", fail)
+
     with pytest.raises(CheckpointError, match="config.json: can't be written: No space left"):
-        checkpoint.write_whole(tmp_path / "config.json", fail)
+        checkpoint.write_text(tmp_path / "config.json", "new, but there is no room")
     assert (tmp_path / "config.json").read_text(encoding="utf-8") == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
 

@@ -180,8 +180,8 @@ import os
 from pathlib import Path
 whole, writes = Path.write_bytes, []
 def half(part, data):
-    writes.append(part)
-    if len(writes) < 3:
+    writes.append(part.name)
+    if writes.count(".state.pt.part") < 3:
         return whole(part, data)
     whole(part, bytes(data)[: len(data) // 2])
     os._exit(9)  # like SIGKILL: nothing is tidied up
