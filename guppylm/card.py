@@ -173,11 +173,9 @@ def sayable_tests(persona: Persona) -> list[str]:
     """
     groups = defaultdict(list)
     for topic in persona.topics.values():
-        pools = {
-            name: tuple(replace(word, text=_lower(word.text)) for word in pool)
-            for name, pool in topic.exchanges[0].pools.items()
-        }  # all exchanges of a topic have the same
+        pools: Pools = {}
         for exchange in topic.exchanges:
+            pools = pools or _lower_pools(exchange.pools)  # all exchanges of a topic have the same
             for i, line in enumerate(map(_lower, exchange.user)):
                 groups[line[0], id(pools)].append((pools, f"{exchange.place}.user[{i}]", line))
     found = []
@@ -199,6 +197,10 @@ def sayable_tests(persona: Persona) -> list[str]:
 
 def _lower(text: Text) -> Text:
     return tuple(piece.lower() if isinstance(piece, str) else piece for piece in text)
+
+
+def _lower_pools(pools: Pools) -> Pools:
+    return {name: tuple(replace(word, text=_lower(word.text)) for word in pool) for name, pool in pools.items()}
 
 
 def _ends(text: Text, pools: Pools, said: str) -> set[int]:
