@@ -102,12 +102,12 @@ def describe(card: DataCard) -> str:
 
 def advice(persona: Persona, card: DataCard) -> list[str]:
     """What is thin or wrong in a persona, one line each with what to write, judged by clean conversations from it."""
-    clean = replace(persona, noise={})
-    made = list(conversations(clean, card.rows))
-    enough = list(conversations(clean, max(card.rows, 20 * FEW_MESSAGES * len(persona.topics))))
+    enough = max(card.rows, 20 * FEW_MESSAGES * len(persona.topics))  # to meet what a topic can say, and not a part
+    drawn = list(conversations(replace(persona, noise={}), enough))
+    made = drawn[: card.rows]
     return [
         *_few_replies(persona, card),
-        *_few_messages(enough),
+        *_few_messages(drawn),
         *_no_confused(persona),
         *_in_two_topics(made),
         *sayable_tests(persona),

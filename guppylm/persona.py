@@ -92,7 +92,7 @@ def find_persona(persona: str | Path) -> Path:
     raise PersonaError(f"no persona named {persona!r}: there are {', '.join(known)}; or give the path of a .toml file")
 
 
-def load_persona(persona: str) -> Persona:
+def load_persona(persona: str | Path) -> Persona:
     """Read and check a persona, by name or path. PersonaError names file, place and entry of the first mistake."""
     file = find_persona(persona)
     try:
