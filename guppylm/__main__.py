@@ -27,9 +27,9 @@ class Parser(argparse.ArgumentParser):
 
 def data(args: argparse.Namespace) -> None:
     """Write train.jsonl and eval.jsonl and print a card of what is in them; or print --sample conversations."""
-    from guppylm import card, corpus, datagen
+    from guppylm import card, corpus
 
-    persona = datagen.load_persona(args.persona or "guppy")
+    persona = persona_of(args)
     if args.topic is not None and not args.sample:
         raise ValueError("--topic goes with --sample N")
     if args.json and args.sample:
@@ -53,6 +53,13 @@ def data(args: argparse.Namespace) -> None:
     print(card.describe(counted))
     for line in advice:
         print(f"{persona.file}: {line}")
+
+
+def persona_of(args: argparse.Namespace):
+    """The persona that the options ask for."""
+    from guppylm import datagen
+
+    return datagen.load_persona(args.persona or "guppy")
 
 
 def samples(persona, topic: str | None, n: int, seed: int):
@@ -84,7 +91,7 @@ def train(args: argparse.Namespace) -> None:
         raise ValueError("--minutes evaluates ten times, however many steps fit: leave out --eval-every")
     if args.data and args.persona:
         raise ValueError("--data brings its own conversations: leave out --persona")
-    source = None if args.data else datagen.load_persona(args.persona or "guppy")
+    source = None if args.data else persona_of(args)
     persona = datagen.about(source) if source else {"name": args.data.resolve().name, "summary": ""}
     out = args.out or Path("checkpoints") / persona["name"]
     config, device = settings(args, out), pick_device(args.device)
@@ -95,7 +102,7 @@ def train(args: argparse.Namespace) -> None:
         prepared = corpus.read(args.data, tok)
     device = parallel.join(device)
     if (rows := min(config.batch_size, len(prepared.train))) < parallel.size():
-        raise ValueError(f"a step has {rows} rows: too few for {parallel.size()} processes")
+        raise ValueError(f"--nproc-per-node {parallel.size()}: a step has fewer rows ({rows})")
     precision = parallel.agreed(runs.saved_precision(out, device) if args.resume else pick_precision(device))
 
     def begin() -> training.State:
@@ -316,7 +323,6 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def export(args: argparse.Namespace) -> None:
     """Write a model, or the rows of a persona, for other software."""
-    from guppylm import datagen
     from guppylm import export as exporting
 
     out: Path = args.out
@@ -327,7 +333,7 @@ def export(args: argparse.Namespace) -> None:
     if args.persona and args.to != "dataset":
         raise ValueError(f"--persona is for --to dataset; --to {args.to} takes a trained model: --model DIR")
     if args.to == "dataset":
-        persona = datagen.load_persona(args.persona or "guppy")
+        persona = persona_of(args)
         exporting.save_dataset(persona, *rows_of(persona, args), out)
     else:
         model, tok, record, folder = load_model(args)

@@ -130,7 +130,8 @@ def read_prompts(file: Path) -> list[dict]:
         try:
             row = json.loads(line)
             topics = [row["topic"], *row["also"]]
-            if not isinstance(row["also"], list) or not all(isinstance(text, str) for text in (row["prompt"], *topics)):
+            texts = (row["prompt"], row["kind"], *topics)
+            if not isinstance(row["also"], list) or not all(isinstance(text, str) for text in texts):
                 raise TypeError
             prompts.append({"prompt": row["prompt"], "topics": topics, "kind": row["kind"]})
         except (ValueError, KeyError, TypeError) as error:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 LETTERS = "abcdefghijklmnopqrstuvwxyz'"
 WORD = re.compile(r"(?<![^\W_])[a-z]+(?:'[a-z]+)*(?![^\W_])")  # not a part of a word with other letters, or digits
 SHORTEST, LONGEST = 4, 20  # letters: of shorter words too many are a slip apart, and longer ones are no words
-STRAIGHT = str.maketrans("’‘“”", "''" + '""')  # phones and word processors type the curly ones
+STRAIGHT = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"'})  # phones and word processors type the curly ones
 OFTEN = 3  # how many times a word is met before it is known: most slips are met once; frequent ones can be learned
 
 

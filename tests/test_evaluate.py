@@ -254,12 +254,14 @@ def test_prompts_on_unknown_topics_are_refused(small, scripted, tmp_path):
         evaluate.evaluate(scripted("x"), small, {}, file)
 
 
-@pytest.mark.parametrize("change", [{"prompt": 5}, {"topic": 3}, {"also": "food"}, {"also": [3]}, {"kind": None}])
-def test_prompts_of_another_form_are_refused(tmp_path, change):
-    row = {"prompt": "hi", "topic": "food", "also": ["home"], "kind": "topic"}
-    lines = [row, {**row, **change} if change != {"kind": None} else {"prompt": "hi"}]
+PROMPT = {"prompt": "hi", "topic": "food", "also": ["home"], "kind": "topic"}
+WRONG = [{"prompt": 5}, {"topic": 3}, {"also": "food"}, {"also": [3]}, {"kind": None}]
+
+
+@pytest.mark.parametrize("row", [{"prompt": "hi"}, *({**PROMPT, **wrong} for wrong in WRONG)])
+def test_prompts_of_another_form_are_refused(tmp_path, row):
     file = tmp_path / "prompts.jsonl"
-    file.write_text("\n".join(map(json.dumps, lines)) + "\n", encoding="utf-8")
+    file.write_text(json.dumps(PROMPT) + "\n" + json.dumps(row) + "\n", encoding="utf-8")
     with pytest.raises(ValueError, match="prompts.jsonl: line 2 is not"):
         evaluate.read_prompts(file)
 

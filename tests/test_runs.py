@@ -323,7 +323,7 @@ def test_two_processes_train_as_one(tmp_path):
     result = subprocess.run([sys.executable, *two, *train, "--out", "two", "--resume"], timeout=200, **options)
     assert result.returncode == 0, result.stderr
     result = subprocess.run([sys.executable, *two, *train, "--batch-size", "1"], timeout=200, **options)
-    assert "a step has 1 rows: too few for 2 processes" in result.stderr
+    assert "--nproc-per-node 2: a step has fewer rows (1)" in result.stderr
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT to send to another process")
