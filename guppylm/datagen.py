@@ -105,6 +105,8 @@ def about(persona: Persona) -> dict:
     return {**own, "suggestions": lines}
 
 
+# What people in a hurry leave out. "cat" and "hot" are short too, but without them nobody knows what was meant.
+SMALL = set("a am an and are at can did do does for has have i in is it my of on so that the to was you your".split())
 KEYS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")  # a slip of the finger hits a neighbour on its row
 
 
@@ -144,7 +146,7 @@ def add_noise(message: str, persona: Persona, rng: random.Random) -> str:
     words = message.split(" ")
     if happens("texting"):
         words = [pick(rng, persona.texting[w]) if w in persona.texting and rng.random() < 0.7 else w for w in words]
-    small = [i for i, word in enumerate(words) if len(word) <= 3]  # a long one would take the meaning with it
+    small = [i for i, word in enumerate(words) if word in SMALL]
     if len(words) > 3 and small and happens("drop_word"):
         words.pop(pick(rng, small))
     message = " ".join(words)

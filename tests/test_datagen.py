@@ -122,7 +122,7 @@ def test_generation_is_a_pure_function(small):
 def test_generation_is_the_same_on_every_machine(small):
     """The digest was taken once; another Python or platform that draws otherwise fails here."""
     text = json.dumps(datagen.generate(small, 200, seed=0))
-    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "dffee3e7268afd31"
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "47b5cd207d757890"
 
 
 def test_every_line_of_a_topic_comes_up_before_any_comes_again(guppy):
@@ -229,7 +229,8 @@ def test_only_small_words_are_dropped(guppy):
     persona = dataclasses.replace(guppy, noise={"drop_word": 1.0})
     noisy = {datagen.add_noise("do you like bubbles", persona, random.Random(i)) for i in range(50)}
     assert noisy == {"you like bubbles", "do like bubbles"}
-    assert datagen.add_noise("guppies like tickly bubbles", persona, random.Random(0)) == "guppies like tickly bubbles"
+    for kept in ("guppies like tickly bubbles", "no cat likes hot tea"):  # short words may be what it is about
+        assert datagen.add_noise(kept, persona, random.Random(0)) == kept
 
 
 def test_a_typo_is_one_slip():
