@@ -6,11 +6,13 @@ those of Okabe and Ito, which colour-blind readers can tell apart; where two lin
 Shapes: L layers, H heads, T tokens, B rows of a batch.
 """
 
+from itertools import zip_longest
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 PALETTE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
@@ -62,6 +64,9 @@ def curves(
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if "y" in log:
         ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_locator(NullLocator())
     _name(ax, title, xlabel, ylabel)
     if len(lines) + len(levels or {}) > 1:
         ax.legend(frameon=False, fontsize=9)
@@ -78,22 +83,29 @@ def losses(history: list[dict], uniform: float, title: str = "The loss while tra
     levels = {"guessing, ln V =": uniform}
     if history and history[-1]["floor"] is not None:
         levels["floor"] = history[-1]["floor"]
-    return curves(lines, title, "optimizer steps", "loss (nats a reply token)", levels)
+    return curves(lines, title, "optimizer steps", "loss (nats a reply token)", levels, log="y")
 
 
 def bars(
     values: dict[str, float], title: str, xlabel: str, ylabel: str = "", log: bool = False, end: float | None = None
 ) -> Figure:
-    """One horizontal bar per name, the first on top, each with its value. end: where the axis ends, such as 100%."""
+    """One horizontal bar per name, the first on top, each with its value. end: where the axis ends, such as 100%.
+
+    On a logarithmic axis, which has no 0 to begin at, the length of a bar would mean nothing: there it is a dot.
+    """
     figure, axes = _figure(size=(7.0, 1.2 + 0.28 * len(values)))
     ax = axes[0, 0]
     names = [visible(name) if name.startswith(" ") else name for name in values]
-    drawn = ax.barh(range(len(values)), list(values.values()), color=BLUE, height=0.7)
-    ax.set_yticks(range(len(values)), names)
-    ax.invert_yaxis()
     if log:
         ax.set_xscale("log")
-    ax.bar_label(drawn, [_short(value) for value in values.values()], padding=3, fontsize=9)
+        ax.grid(axis="y", color=PALE)
+        ax.plot(list(values.values()), range(len(values)), "o", color=BLUE, zorder=2)
+    else:
+        ax.barh(range(len(values)), list(values.values()), color=BLUE, height=0.7)
+    for y, value in enumerate(values.values()):
+        ax.annotate(_short(value), (value, y), xytext=(7, 0), textcoords="offset points", fontsize=9, va="center")
+    ax.set_yticks(range(len(values)), names)
+    ax.set_ylim(len(values) - 0.5, -0.5)
     ax.margins(x=0.14)
     if end or not any(values.values()):
         ax.set_xlim(0, 1.08 * (end or 1))
@@ -194,24 +206,21 @@ def stages(matrices: dict[str, np.ndarray], labels: list[str]) -> Figure:
     return figure
 
 
-def heads(weights: np.ndarray, labels: list[str], title: str) -> Figure:
-    """One layer's attention weights (H, T, T), a small map per head."""
-    H, T = weights.shape[:2]
-    columns = min(3, H)
-    rows = -(-H // columns)
-    figure, axes = _figure(rows, columns, size=(3.6 * columns, 3.6 * rows))
-    for h, ax in enumerate(axes.flat):
-        if h >= H:
+def heads(weights: dict[str, np.ndarray], labels: list[str], title: str) -> Figure:
+    """Attention weights by the name of a head, each (T, T), as maps side by side, three in a row."""
+    columns = min(3, len(weights))
+    rows = -(-len(weights) // columns)
+    figure, axes = _figure(rows, columns, size=(4.6 * columns, 4.6 * rows))
+    for i, (ax, name) in enumerate(zip_longest(axes.flat, weights)):
+        if name is None:
             ax.set_axis_off()
             continue
-        image = _matrix(ax, weights[h], [], vmax=1.0)
-        ax.set_title(f"head {h}", fontsize=10, color=INK, loc="left")
-        ax.set_yticks(range(T), [visible(label) for label in labels] if h % columns == 0 else [], fontsize=6)
-        ax.set_xticks(range(T), [visible(label) for label in labels] if h // columns == rows - 1 else [],
-                      rotation=90, fontsize=6)  # fmt: skip
-    figure.suptitle(title, color=INK, fontsize=11)
-    figure.supxlabel("token that is looked at (key)", fontsize=10)
-    figure.supylabel("token that looks (query)", fontsize=10)
+        image = _matrix(ax, weights[name], labels, vmax=1.0)
+        ax.set_title(name, fontsize=11, color=INK, loc="left")
+        ax.tick_params(labelsize=7, labelleft=i % columns == 0, labelbottom=i // columns == rows - 1)
+    figure.suptitle(title, color=INK, fontsize=12)
+    figure.supxlabel("token that is looked at (key)", fontsize=11)
+    figure.supylabel("token that looks (query)", fontsize=11)
     figure.colorbar(image, ax=axes, label="attention weight", shrink=0.6)
     return figure
 

@@ -28,7 +28,7 @@ EVERY = {
 }
 SHARED = {  # the figure itself carries the title and the axes' names
     "next_tokens": lambda: plots.next_tokens(STEPS, "Title"),
-    "heads": lambda: plots.heads(np.full((4, 2, 2), 0.5), ["a", "b"], "Title"),
+    "heads": lambda: plots.heads({f"head {h}": np.full((2, 2), 0.5) for h in range(4)}, ["a", "b"], "Title"),
 }
 TITLED = {"tokens": lambda: plots.tokens(["user", "\n", "hi"], [False, False, True], "Title")}
 
@@ -95,6 +95,13 @@ def test_bars_have_lengths_names_and_numbers():
     assert plots.bars({"none": 0}, "T", "x").axes[0].get_xlim() == pytest.approx((0, 1.08))
 
 
+def test_on_a_logarithmic_axis_bars_are_dots():
+    ax = plots.bars({"few": 10, "many": 1e6}, "T", "x", log=True).axes[0]
+    assert ax.get_xscale() == "log" and not ax.patches
+    assert list(ax.lines[0].get_xdata()) == [10, 1e6]
+    assert [text.get_text() for text in ax.texts] == ["10", "1,000,000"]
+
+
 def test_a_histogram_counts():
     ax = plots.histogram([3, 5, 5, 5], "T", "x", "y", limit=9).axes[0]
     assert {bar.get_x() + bar.get_width() / 2: bar.get_height() for bar in ax.patches} == {3: 1, 5: 3}
@@ -128,9 +135,12 @@ def test_the_best_head_is_framed():
 
 def test_each_head_has_a_map():
     weights = np.arange(16).reshape(4, 2, 2) / 16
-    figure = plots.heads(weights, ["a", "b"], "T")
-    maps = [ax for ax in figure.axes if ax.get_title(loc="left").startswith("head")]
-    assert [ax.images[0].get_array().tolist() for ax in maps] == weights.tolist()
+    figure = plots.heads(dict(zip("pqrs", weights, strict=True)), ["a", "b"], "T")
+    maps = {ax.get_title(loc="left"): ax for ax in figure.axes if ax.images and ax.get_title(loc="left")}
+    assert list(maps) == list("pqrs")
+    assert [ax.images[0].get_array().tolist() for ax in maps.values()] == weights.tolist()
+    named = {name for name, ax in maps.items() if ax.yaxis.get_tick_params()["labelleft"]}
+    assert named == {"p", "s"}  # the first of each row has the names of what looks
 
 
 def test_a_batch_shows_three_kinds():
