@@ -58,7 +58,7 @@ def test_what_is_typed_is_mended(fish):
 
 def test_curly_quotation_marks_are_read_as_straight_ones(fish):
     assert fish.prompt("WHAT’S ‘up’, “fish”?") == fish.tok.encode_prompt("""what's 'up', "fish"?""")
-    assert fish.tok.mend("doesn’t he likke it") == "doesn't he like it"
+    assert fish.tok.mend("doesn’t he like bubblse") == "doesn't he like bubbles"
 
 
 def test_the_same_seed_gives_the_same_reply(fish):
